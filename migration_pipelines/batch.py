@@ -1,0 +1,300 @@
+"""The Arrow layout of a batch: columns, checks, splitting, digests.
+
+A batch is a `pyarrow.RecordBatch` with these columns:
+
+=================  ====================================================================================
+`id`, `id_type`    text of the id and its kind (`int`, `uuid`, `str`); both never null
+`vector`           the default vector; others are `vector:<name>`; null where a record has none
+`document`         text, null where a record has none
+`metadata`         canonical JSON text of an object; null where a record has none
+`namespace`        text; only in collections with namespaces
+=================  ====================================================================================
+
+A dense vector is a fixed-size list of its dtype (`bit`: of bytes), a multivector a list of those, a
+sparse one a struct of `indices` (uint32) and `values` (float32).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from migration_pipelines.errors import DimensionMismatchError
+from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
+
+ID = "id"
+ID_TYPE = "id_type"
+VECTOR = "vector"
+DOCUMENT = "document"
+METADATA = "metadata"
+NAMESPACE = "namespace"
+
+RecordId = int | uuid.UUID | str
+
+_ARROW_TYPES = {
+    DType.FLOAT32: pa.float32(),
+    DType.FLOAT16: pa.float16(),
+    DType.INT8: pa.int8(),
+    DType.UINT8: pa.uint8(),
+    DType.BIT: pa.uint8(),
+}
+_SPARSE = pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))])
+_DIGEST_MODULUS = 2**128
+
+
+# ── layout ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def vector_column(name: str) -> str:
+    """Return the column of the vector called `name`; the default vector is called ""."""
+    return f"{VECTOR}:{name}" if name else VECTOR
+
+
+def vector_columns(schema: pa.Schema) -> list[str]:
+    """Return the vector columns of a batch, sorted."""
+    return sorted(name for name in schema.names if name == VECTOR or name.startswith(f"{VECTOR}:"))
+
+
+def vector_type(field: VectorField) -> pa.DataType:
+    """Return the Arrow type of a vector field's column."""
+    if field.kind is VectorKind.SPARSE:
+        return _SPARSE
+    assert field.dimensions is not None
+    width = -(-field.dimensions // 8) if field.dtype is DType.BIT else field.dimensions
+    dense = pa.list_(_ARROW_TYPES[field.dtype], width)
+    return pa.list_(dense) if field.kind is VectorKind.MULTI else dense
+
+
+def arrow_schema(schema: CollectionSchema, *, vectors: bool = True) -> pa.Schema:
+    """Return the columns of a collection's batches; without vectors, those of its ids and texts."""
+    fields = [pa.field(ID, pa.string(), nullable=False), pa.field(ID_TYPE, pa.string(), nullable=False)]
+    if vectors:
+        fields += [pa.field(vector_column(field.name), vector_type(field)) for field in schema.vectors]
+    fields += [pa.field(DOCUMENT, pa.string()), pa.field(METADATA, pa.string())]
+    if schema.has_namespaces:
+        fields.append(pa.field(NAMESPACE, pa.string()))
+    return pa.schema(fields)
+
+
+# ── ids ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def id_columns(ids: Sequence[RecordId]) -> tuple[pa.Array, pa.Array]:
+    """Return the columns `id` and `id_type` of Python ids."""
+    kinds = [id_kind(value).value for value in ids]
+    return pa.array(list(map(str, ids)), pa.string()), pa.array(kinds, pa.string())
+
+
+def id_batch(ids: Sequence[RecordId]) -> pa.RecordBatch:
+    """Return a batch that holds ids alone."""
+    columns = id_columns(ids)
+    return pa.RecordBatch.from_arrays(list(columns), names=[ID, ID_TYPE])
+
+
+def id_kind(value: RecordId) -> IdKind:
+    """Return the kind of a Python id."""
+    if isinstance(value, str):
+        return IdKind.STR
+    return IdKind.UUID if isinstance(value, uuid.UUID) else IdKind.INT
+
+
+def typed_id(text: str, kind: str) -> RecordId:
+    """Return the Python id of its text and kind."""
+    if kind == IdKind.STR.value:
+        return text
+    return uuid.UUID(text) if kind == IdKind.UUID.value else int(text)
+
+
+def typed_ids(batch: pa.RecordBatch) -> list[RecordId]:
+    """Return the ids of a batch as Python values."""
+    texts, kinds = batch.column(ID).to_pylist(), batch.column(ID_TYPE).to_pylist()
+    return list(map(typed_id, texts, kinds))
+
+
+def constant(value: str, length: int) -> pa.Array:
+    """Return a column that holds one text throughout, such as the kind of ids that are all alike."""
+    return pa.repeat(pa.scalar(value, pa.string()), length)
+
+
+# ── vectors ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def dense_vectors(matrix: npt.NDArray[Any], *, missing: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return the column of dense vectors.
+
+    Parameters
+    ----------
+    matrix
+        dtype[n_records, width], C-contiguous; not copied.
+    missing
+        bool[n_records]: records that have no vector.
+    """
+    mask = None if missing is None else pa.array(missing)
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1], mask=mask)
+
+
+def dense_matrix(column: pa.Array) -> npt.NDArray[Any]:
+    """Return dtype[n_records, width] over a column of dense vectors, without a copy; nulls are undefined."""
+    width = column.type.list_size
+    values = column.values.slice(column.offset * width, len(column) * width)
+    return values.to_numpy(zero_copy_only=True).reshape(len(column), width)  # type: ignore[no-any-return]
+
+
+def is_dense(column: pa.Array) -> bool:
+    """Whether the column holds one dense vector a record."""
+    return pa.types.is_fixed_size_list(column.type)
+
+
+def non_finite_rows(column: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return bool[n_records]: records whose vector holds NaN or an infinity."""
+    if is_dense(column):
+        matrix = dense_matrix(column)
+        if matrix.dtype.kind != "f":
+            return np.zeros(len(column), bool)
+        bad = ~np.isfinite(matrix).all(axis=1)
+        return bad & ~np.asarray(column.is_null())  # type: ignore[no-any-return]
+    rows = ([] if item is None else _numbers(item) for item in column.to_pylist())
+    return np.fromiter((not np.isfinite(row).all() for row in rows), bool, len(column))
+
+
+def _numbers(item: Any) -> Any:
+    values = item["values"] if isinstance(item, Mapping) else item
+    return np.asarray(values, np.float64).reshape(-1)
+
+
+def check_dimensions(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> None:
+    """Raise where a batch's vectors don't have the schema's dimensions.
+
+    Raises
+    ------
+    DimensionMismatchError
+    """
+    for field in schema.vectors:
+        name = vector_column(field.name)
+        found, expected = batch.schema.field(name).type, vector_type(field)
+        if found != expected:
+            raise DimensionMismatchError(
+                f"{where}: vector {field.name or '(default)'} is {found}, the collection takes {expected}; "
+                "choose another target collection or map the vector",
+                expected=str(expected),
+                found=str(found),
+            )
+
+
+# ── size ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def split(
+    batch: pa.RecordBatch, *, max_records: int | None, max_bytes: int | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield slices of a batch that keep to both limits; a single record may exceed `max_bytes`."""
+    rows = batch.num_rows
+    step = min(rows, max_records or rows)
+    if max_bytes is not None and rows:
+        step = min(step, max(1, max_bytes * rows // max(1, batch.get_total_buffer_size())))
+    for start in range(0, rows, max(1, step)):
+        part = batch.slice(start, step)
+        if max_bytes is not None and part.num_rows > 1 and part.nbytes > max_bytes:
+            yield from split(part, max_records=-(-part.num_rows // 2), max_bytes=max_bytes)
+        else:
+            yield part
+
+
+def rebatch(
+    batches: Iterable[pa.RecordBatch], *, max_records: int, max_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the same records in batches as large as the limits allow, in order."""
+    waiting: list[pa.RecordBatch] = []
+    records = size = 0
+    for batch in batches:
+        for part in split(batch, max_records=max_records, max_bytes=max_bytes):
+            if waiting and (records + part.num_rows > max_records or size + part.nbytes > max_bytes):
+                yield pa.concat_batches(waiting)
+                waiting, records, size = [], 0, 0
+            waiting.append(part)
+            records += part.num_rows
+            size += part.nbytes
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+# ── digests ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def record_digests(batch: pa.RecordBatch) -> list[int]:
+    """Return a 128-bit digest of each record: id, vectors, document, metadata, namespace.
+
+    xxh3: it tells accident, not malice. The lengths of the parts are hashed with them, -1 for null, so
+    that no two different records give the same bytes.
+    """
+    names = [ID, ID_TYPE, *vector_columns(batch.schema), DOCUMENT, METADATA]
+    if NAMESPACE in batch.schema.names:
+        names.append(NAMESPACE)
+    parts = [_bytes_of(batch.column(name)) for name in names]
+    lengths = np.array([[-1 if item is None else len(item) for item in part] for part in parts], "<i8")
+    heads = np.ascontiguousarray(lengths.T)
+    digest, empty = xxhash.xxh3_128_intdigest, b""
+    return [
+        digest(head.tobytes() + empty.join([item or empty for item in row]))
+        for head, row in zip(heads, zip(*parts, strict=True), strict=True)
+    ]
+
+
+def digest(batches: Iterable[pa.RecordBatch]) -> int:
+    """Return the digest of a set of records, whatever their order: the sum of theirs modulo 2**128."""
+    return sum(sum(record_digests(batch)) for batch in batches) % _DIGEST_MODULUS
+
+
+def add_digests(digests: Iterable[int]) -> int:
+    """Return the digest of the union of disjoint sets of records."""
+    return sum(digests) % _DIGEST_MODULUS
+
+
+def _bytes_of(column: pa.Array) -> Sequence[bytes | None]:
+    if pa.types.is_string(column.type):
+        return column.cast(pa.binary()).to_pylist()  # type: ignore[no-any-return]
+    if is_dense(column):
+        matrix = dense_matrix(column)
+        width = matrix.shape[1] * matrix.itemsize
+        raw = matrix.tobytes()
+        rows: list[bytes | None] = [raw[at : at + width] for at in range(0, len(raw), width)]
+        for row in np.flatnonzero(np.asarray(column.is_null())) if column.null_count else ():
+            rows[row] = None
+        return rows
+    return [None if item is None else _nested_bytes(item) for item in column.to_pylist()]
+
+
+def _nested_bytes(item: Any) -> bytes:
+    if isinstance(item, Mapping):
+        order = np.argsort(np.asarray(item["indices"], "<u4"), kind="stable")
+        indices = np.asarray(item["indices"], "<u4")[order]
+        return indices.tobytes() + np.asarray(item["values"], "<f4")[order].tobytes()
+    return np.asarray(item, "<f4").tobytes()
+
+
+# ── order ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def take_by_id(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]]:
+    """Return the records of `batch` in the order of `wanted`'s ids, and which of those are missing.
+
+    Returns
+    -------
+    The records that are there, in the order wanted, and bool[len(wanted)], true where one is missing.
+    """
+    keys, asked = _id_keys(batch), _id_keys(wanted)
+    positions = pc.index_in(asked, keys)
+    missing = np.asarray(positions.is_null())
+    return batch.take(positions.drop_null()), missing
+
+
+def _id_keys(batch: pa.RecordBatch) -> pa.Array:
+    kinds = batch.column(ID_TYPE)
+    return pc.binary_join_element_wise(kinds, batch.column(ID), ":")

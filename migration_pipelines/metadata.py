@@ -1,0 +1,200 @@
+"""Canonical JSON text of a record's metadata, and the classes of value in it.
+
+Canonical: keys sorted, no white space, UTF-8, the shortest digits that give a double back. Integers
+have no bound. A value that JSON can't hold stands as `{"$typed": [kind, text]}`; an object of the
+user's that has the key `$typed` itself is wrapped as `{"$typed": ["object", {…}]}`, so that the form
+is never ambiguous. A UUID is its text.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import json
+import math
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from migration_pipelines.model import ValueKind
+
+TYPED = "$typed"
+# orjson turns integers above 64 bits into doubles without a word: such texts go to a slower parser.
+_TYPED_BYTES = TYPED.encode()
+_LONG_DIGITS = re.compile(r"\d{19}")
+_INT64 = range(-(2**63), 2**63)
+_UINT64 = range(2**63, 2**64)
+_DUMP_OPTIONS = (
+    orjson.OPT_SORT_KEYS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+)
+
+
+def dump_metadata(value: Mapping[str, Any]) -> str:
+    """Return the canonical JSON text of one record's metadata.
+
+    Raises
+    ------
+    TypeError
+        A value is of a type that has no form here.
+    """
+    try:
+        text = orjson.dumps(value, option=_DUMP_OPTIONS)
+    except (TypeError, orjson.JSONEncodeError):
+        return _dump(value)
+    # orjson writes NaN as null, and knows nothing of the reserved key: both are rare, both show in the text.
+    if b"null" in text or _TYPED_BYTES in text:
+        return _dump(value)
+    return text.decode()
+
+
+def load_metadata(text: str) -> dict[str, Any]:
+    """Return the metadata that `dump_metadata` wrote, or that any JSON object's text holds."""
+    value = load_json(text)
+    if TYPED in text:
+        return {key: _untyped(item) for key, item in value.items()}
+    return value  # type: ignore[no-any-return]
+
+
+def load_json(text: str) -> Any:
+    """Return the JSON value of `text`, integers of any size exact."""
+    if _LONG_DIGITS.search(text):
+        return json.loads(text)
+    return orjson.loads(text)
+
+
+def canonical(text: str) -> str:
+    """Return the canonical form of a JSON object's text."""
+    return dump_metadata(load_metadata(text))
+
+
+def _dump(value: Any) -> str:
+    if isinstance(value, Mapping):
+        items = ",".join(f"{_dump(str(key))}:{_dump(value[key])}" for key in sorted(value))
+        text = "{" + items + "}"
+        return f'{{"{TYPED}":["object",{text}]}}' if TYPED in value else text
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_dump, value)) + "]"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(int(value))
+    typed = _typed(value)
+    if typed is not None:
+        return f'{{"{TYPED}":{orjson.dumps(typed).decode()}}}'
+    return orjson.dumps(value).decode()
+
+
+def _typed(value: Any) -> list[str] | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return ["float", repr(float(value))]
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return [type(value).__name__, value.isoformat()]
+    if isinstance(value, decimal.Decimal):
+        return ["decimal", str(value)]
+    if isinstance(value, (bytes, memoryview)):
+        return ["bytes", base64.b64encode(bytes(value)).decode()]
+    return None
+
+
+_FROM_TYPED = {
+    "float": float,
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "decimal": decimal.Decimal,
+    "bytes": base64.b64decode,
+    "object": lambda fields: {key: _untyped(item) for key, item in fields.items()},
+}
+
+
+def _untyped(value: Any) -> Any:
+    if isinstance(value, dict):
+        typed = value.get(TYPED)
+        if len(value) == 1 and isinstance(typed, list) and len(typed) == 2 and typed[0] in _FROM_TYPED:
+            return _FROM_TYPED[typed[0]](typed[1])
+        return {key: _untyped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_untyped(item) for item in value]
+    return value
+
+
+def value_kind(value: Any) -> ValueKind:
+    """Return the class of one metadata value; a list or object only by its own outline."""
+    if value is None:
+        return ValueKind.NULL
+    if isinstance(value, bool):
+        return ValueKind.BOOL
+    if isinstance(value, str):
+        return _text_kind(value)
+    if isinstance(value, int):
+        return _int_kind(value)
+    if isinstance(value, float):
+        return _float_kind(value)
+    if isinstance(value, Mapping):
+        return ValueKind.OBJECT
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, memoryview)):
+        return _list_kind(value)
+    return _other_kind(value)
+
+
+def value_kinds(value: Any) -> Iterator[ValueKind]:
+    """Yield the class of a value and of everything inside it."""
+    yield value_kind(value)
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from value_kinds(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from value_kinds(item)
+
+
+def _text_kind(value: str) -> ValueKind:
+    if not value:
+        return ValueKind.EMPTY_TEXT
+    return ValueKind.NUL_TEXT if "\0" in value else ValueKind.TEXT
+
+
+def _int_kind(value: int) -> ValueKind:
+    if abs(value) <= 2**53:
+        return ValueKind.INT53
+    if value in _INT64:
+        return ValueKind.INT64
+    return ValueKind.UINT64 if value in _UINT64 else ValueKind.BIG_INT
+
+
+def _float_kind(value: float) -> ValueKind:
+    if not math.isfinite(value):
+        return ValueKind.NON_FINITE
+    if value == 0:
+        return ValueKind.NEGATIVE_ZERO if math.copysign(1, value) < 0 else ValueKind.SHORT_FLOAT
+    if abs(value) >= 1e16:
+        return ValueKind.INTEGRAL_FLOAT
+    _, digits, exponent = decimal.Decimal(repr(value)).as_tuple()
+    short = len(digits) <= 15 and abs(int(exponent)) <= 22
+    return ValueKind.SHORT_FLOAT if short else ValueKind.FLOAT
+
+
+def _list_kind(value: Sequence[Any]) -> ValueKind:
+    types = {type(item) for item in value}
+    if not types:
+        return ValueKind.EMPTY_LIST
+    if types == {str}:
+        return ValueKind.LIST_OF_TEXT
+    if types in ({int}, {float}):
+        return ValueKind.LIST_OF_NUMBERS
+    return ValueKind.LIST_OF_BOOLS if types == {bool} else ValueKind.MIXED_LIST
+
+
+def _other_kind(value: Any) -> ValueKind:
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return ValueKind.DATETIME
+    if isinstance(value, (bytes, memoryview)):
+        return ValueKind.BYTES
+    if isinstance(value, decimal.Decimal):
+        return ValueKind.DECIMAL
+    return ValueKind.TEXT if isinstance(value, uuid.UUID) else ValueKind.OBJECT

@@ -1,0 +1,348 @@
+"""Store, the contract that every vector store is written to, and the addresses that name one.
+
+A store is one class in one file of `stores/`, a frozen pydantic model of its connection. Its drivers are
+imported inside its methods. Whatever a driver raises leaves a store as an error of `errors.py`:
+`TransientError` (retried), `RecordRejectedError` (bisected) or any other (final): the class says what the
+caller does next, so a store never retries by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from migration_pipelines.errors import ConfigurationError, MigrationError, UnsupportedOperationError
+from migration_pipelines.filters import Filter
+from migration_pipelines.model import Capabilities, CollectionSchema, Span, Value
+
+_SCHEME = re.compile(r"([a-z][a-z0-9_]*):(.*)", re.DOTALL)
+
+
+class Address(Value):
+    """A parsed address.
+
+    `<kind>://[user@]host[:port]/path` for servers, `<kind>:path#collection` for embedded stores and files.
+    A password in it is kept apart in `password`, and `str()` never shows it.
+    """
+
+    kind: str
+    user: str | None = None
+    password: str | None = None
+    host: str | None = None
+    port: int | None = None
+    path: str = ""
+    collection: str | None = None
+    query: Mapping[str, str] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Parse an address.
+
+        Raises
+        ------
+        ConfigurationError
+            The text isn't an address.
+        """
+        match = _SCHEME.fullmatch(text.strip())
+        if match is None:
+            raise ConfigurationError(
+                f"{text!r} is not an address: expected <store>://host:port/collection for a server or "
+                "<store>:path#collection for files, such as chroma:./chroma_db#docs"
+            )
+        kind, rest = match.groups()
+        return cls._server(text, kind) if rest.startswith("//") else cls._files(kind, rest)
+
+    @classmethod
+    def _server(cls, text: str, kind: str) -> Address:
+        try:
+            parts = urlsplit(text.strip())
+            port = parts.port
+        except ValueError as error:
+            raise ConfigurationError(f"the {kind} address can't be read: its host or port is malformed") from error
+        path = unquote(parts.path.lstrip("/"))
+        return cls(
+            kind=kind,
+            user=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+            host=unquote(parts.hostname) if parts.hostname else None,
+            port=port,
+            path=path,
+            collection=unquote(parts.fragment) or None,
+            query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+        )
+
+    @classmethod
+    def _files(cls, kind: str, rest: str) -> Address:
+        rest, _, fragment = rest.partition("#")
+        rest, _, query = rest.partition("?")
+        fragment, _, late_query = fragment.partition("?")
+        return cls(
+            kind=kind,
+            path=rest,
+            collection=unquote(fragment) or None,
+            query=dict(parse_qsl(query or late_query, keep_blank_values=True)),
+        )
+
+    def __str__(self) -> str:
+        query = f"?{urlencode(self.query)}" if self.query else ""
+        fragment = f"#{quote(self.collection, safe='')}" if self.collection else ""
+        if self.host is None and self.user is None and not (self.path and self.query.get("host")):
+            return f"{self.kind}:{self.path}{query}{fragment}"
+        user = f"{quote(self.user, safe='')}@" if self.user else ""
+        host = self.host or ""
+        port = f":{self.port}" if self.port else ""
+        return f"{self.kind}://{user}{host}{port}/{quote(self.path, safe='/')}{query}{fragment}"
+
+    __repr__ = __str__
+
+
+class Store(BaseModel, ABC):
+    """The contract.
+
+    All methods may raise `StoreUnavailableError`, `AuthenticationError`, `TransientError` and
+    `StoreRefusedError`; those that take a collection also `CollectionNotFoundError`. What the
+    capabilities don't declare raises `UnsupportedOperationError`. Stores are safe to use from several
+    threads; a connection is opened on first use and closed by `close`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    # ── identity ─────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    @abstractmethod
+    def from_address(cls, address: Address) -> tuple[Self, str | None]:
+        """Return the store and the collection that an address names, secrets from the environment."""
+
+    @abstractmethod
+    def address(self, collection: str | None = None) -> str:
+        """Return the address of the store or of a collection in it, without secrets."""
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def list_collections(self) -> list[str]:
+        """Return the names of all collections, sorted."""
+
+    @abstractmethod
+    def describe(self, collection: str) -> CollectionSchema:
+        """Return what the collection is made of, from its configuration and as little data as is enough."""
+
+    @abstractmethod
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        """Return the exact number of records."""
+
+    @abstractmethod
+    def split(
+        self, collection: str, *, span_records: int, where: Filter | None = None
+    ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
+        """Yield spans of about `span_records` that cover each record exactly once, and stay valid for good.
+
+        With a span whose bounds can't say which records it holds comes the list of its ids (columns
+        `id`, `id_type`), which the ledger keeps; it is handed back to `scan`. `span.records` counts what
+        the span holds, before the filter where the store can't count the filter natively.
+        """
+
+    @abstractmethod
+    def scan(
+        self,
+        collection: str,
+        span: Span,
+        *,
+        ids: pa.RecordBatch | None = None,
+        batch_records: int,
+        where: Filter | None = None,
+        vectors: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the records of a span in batches of at most `batch_records`, each record once.
+
+        `where` may be pushed down where the store answers at least the right records: the caller checks
+        every record again. Records that are gone since `split` are left out. Without `vectors` the
+        batches have no vector columns, which is faster.
+        """
+
+    @abstractmethod
+    def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
+        """Return the records of these ids in any order; ids that aren't there are left out."""
+
+    @abstractmethod
+    def fingerprint(self, collection: str) -> str:
+        """Return a text that changes when the collection changes, as surely as the store allows.
+
+        What it misses (a store without a version of its records may miss an update in place) is in the
+        connector's docstring and in docs/limits.md.
+        """
+
+    def for_reading(self, scratch: Path) -> Store:  # noqa: ARG002 - overridden by stores that open files
+        """Return the store to read a source through, which never writes the original.
+
+        An embedded store that would write on being opened copies itself under `scratch` (made by the
+        caller; reused while the original is unchanged), and its `fingerprint` still tells of the original.
+        """
+        return self
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def create(self, schema: CollectionSchema) -> None:
+        """Create an empty collection.
+
+        Raises
+        ------
+        CollectionExistsError
+        """
+
+    @abstractmethod
+    def drop(self, collection: str) -> None:
+        """Remove a collection and all its records."""
+
+    @abstractmethod
+    def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
+        """Write a batch: whole records, each replacing what was under its id, all or none of them.
+
+        The batch keeps to `max_batch_records` and `max_batch_bytes`; its ids are distinct. Returns only
+        when the store has acknowledged every record and a read sees it. Idempotent.
+
+        Raises
+        ------
+        RecordRejectedError
+            The store refuses what some record holds. The caller bisects.
+        DimensionMismatchError
+        """
+
+    def delete(self, collection: str, ids: pa.RecordBatch) -> None:
+        """Remove these ids; those that aren't there are no error."""
+        raise self._unsupported("delete", collection, ids)
+
+    def load_part(
+        self, collection: str, part: str
+    ) -> AbstractContextManager[Callable[[pa.RecordBatch], None]]:
+        """Return a context that gives the function to write one partition's batches with.
+
+        `part` names the partition: a store that keeps files uses it, so that writing a partition again
+        replaces what it wrote before. Nothing of the part needs to be visible before the context ends.
+        """
+        return self._load_by_upsert(collection, part)
+
+    @contextmanager
+    def _load_by_upsert(self, collection: str, part: str) -> Iterator[Callable[[pa.RecordBatch], None]]:  # noqa: ARG002
+        yield lambda batch: self.upsert(collection, batch)
+
+    def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:  # noqa: ARG002
+        """Return what a load wrote for these ids, read from the store itself; by default `fetch`."""
+        return self.fetch(collection, ids)
+
+    def begin_load(self, collection: str) -> None:
+        """Get ready for a bulk load into a collection that this tool created; may be called again."""
+
+    def finish_load(self, collection: str) -> None:
+        """Finish a bulk load: build search indexes, publish files. May be called again."""
+
+    # ── search, aliases ──────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def search(
+        self, collection: str, vector: Any, *, limit: int, name: str = "", where: Filter | None = None
+    ) -> list[tuple[Any, float]]:
+        """Return the nearest `(id, distance)`, nearest first; smaller is nearer, in the store's own scale.
+
+        `vector` is float32[dimensions]; `name` the vector field to search by.
+        """
+
+    def aliases(self, collection: str) -> list[str]:
+        """Return the aliases that point at a collection."""
+        raise self._unsupported("aliases", collection)
+
+    def set_alias(self, alias: str, collection: str) -> None:
+        """Point an alias at a collection, atomically."""
+        raise self._unsupported("set_alias", collection, alias)
+
+    # ── fit ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def adapt(self, schema: CollectionSchema, kinds: Mapping[str, Mapping[str, int]]) -> CollectionSchema:  # noqa: ARG002
+        """Return the schema as this store would create it, its own options chosen.
+
+        `kinds` counts, by metadata field, the kinds of value (`ValueKind`) that the source holds.
+        """
+        return schema
+
+    def accepts_key(self, key: str) -> bool:  # noqa: ARG002
+        """Whether a metadata field may have this name."""
+        return True
+
+    def vector_tolerance(self, schema: CollectionSchema) -> float:  # noqa: ARG002
+        """Return the relative tolerance of a vector read back from such a collection; 0 is bit for bit."""
+        return 0.0
+
+    def exact_kinds(self, schema: CollectionSchema) -> frozenset[str]:  # noqa: ARG002
+        """Return the metadata kinds that come back exactly from a collection with this schema."""
+        return frozenset(kind.value for kind in self.capabilities.value_kinds)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def close(self) -> None:
+        """Close connections; the store may be used again after."""
+
+    @abstractmethod
+    def translate(self, error: Exception, collection: str | None = None) -> MigrationError:
+        """Return the error of `errors.py` for what a driver raised; the message holds no secret."""
+
+    @contextmanager
+    def translating(self, collection: str | None = None) -> Iterator[None]:
+        """Turn whatever a driver raises inside into the project's errors."""
+        try:
+            yield
+        except MigrationError:
+            raise
+        except Exception as error:
+            raise self.translate(error, collection) from error
+
+    def _unsupported(self, operation: str, collection: str, *_: Any) -> UnsupportedOperationError:
+        return UnsupportedOperationError(
+            f"{self.address(collection)}: {self.kind} has no {operation}; see `vector-migrate stores`",
+            store=self.kind,
+            operation=operation,
+        )
+
+
+def store_kinds() -> list[str]:
+    """Return the kinds of store that there are: one file each under `stores/`."""
+    from migration_pipelines import stores  # noqa: PLC0415 - stores import this module
+
+    return sorted(module.name for module in pkgutil.iter_modules(stores.__path__) if module.name[0] != "_")
+
+
+def store_class(kind: str) -> type[Store]:
+    """Return the class of a kind of store.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no store of that kind.
+    """
+    if kind not in store_kinds():
+        raise ConfigurationError(
+            f"no store of kind {kind!r}; there are: {', '.join(store_kinds())}", found=kind
+        )
+    module = importlib.import_module(f"migration_pipelines.stores.{kind}")
+    found: type[Store] = module.STORE
+    return found
+
+
+def open_address(text: str) -> tuple[Store, str | None]:
+    """Return the store, not yet connected, and the collection of an address."""
+    address = Address.parse(text)
+    return store_class(address.kind).from_address(address)
