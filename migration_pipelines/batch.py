@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from migration_pipelines.errors import DimensionMismatchError
+from migration_pipelines.errors import DimensionMismatchError, UsageError
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
 
 ID = "id"
@@ -169,6 +169,27 @@ def _numbers(item: Any) -> Any:
     return np.asarray(values, np.float64).reshape(-1)
 
 
+def check_columns(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> None:
+    """Raise where a batch doesn't have exactly the columns of the schema, of the right types.
+
+    Raises
+    ------
+    DimensionMismatchError
+        A vector has another type.
+    UsageError
+        A column is missing, or the collection has no place for it.
+    """
+    expected = arrow_schema(schema).names
+    if set(batch.schema.names) != set(expected):
+        raise UsageError(
+            f"{where}: the batch has the columns {sorted(batch.schema.names)}, the collection takes "
+            f"{sorted(expected)}; map the fields or choose another target collection",
+            expected=sorted(expected),
+            found=sorted(batch.schema.names),
+        )
+    check_dimensions(batch, schema, where=where)
+
+
 def check_dimensions(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> None:
     """Raise where a batch's vectors don't have the schema's dimensions.
 
@@ -298,3 +319,8 @@ def take_by_id(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> tuple[pa.Record
 def _id_keys(batch: pa.RecordBatch) -> pa.Array:
     kinds = batch.column(ID_TYPE)
     return pc.binary_join_element_wise(kinds, batch.column(ID), ":")
+
+
+def is_among(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.Array:
+    """Return bool[n_records]: which records' ids are among `ids`."""
+    return pc.is_in(_id_keys(batch), value_set=_id_keys(ids))

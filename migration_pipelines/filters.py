@@ -54,6 +54,7 @@ _ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
 _OPPOSITE = {"$ne": "$eq", "$nin": "$in"}
 _OPERATORS = ("$eq", "$ne", *_ORDER, "$in", "$nin", "$exists")
 _LOGIC = ("$and", "$or", "$not")
+OPERATORS = frozenset({*_OPERATORS, *_LOGIC})
 _SHORT = {"=": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _CONDITION = re.compile(
