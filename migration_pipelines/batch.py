@@ -118,6 +118,15 @@ def typed_ids(batch: pa.RecordBatch) -> list[RecordId]:
     return list(map(typed_id, texts, kinds))
 
 
+def id_hashes(ids: pa.Array, kinds: pa.Array) -> npt.NDArray[np.void]:
+    """Return a 128-bit hash of each typed id, to count distinct ones in 16 bytes a record."""
+    hashes = [
+        xxhash.xxh3_128_digest(f"{kind}:{text}".encode())
+        for text, kind in zip(ids.to_pylist(), kinds.to_pylist(), strict=True)
+    ]
+    return np.frombuffer(b"".join(hashes), "V16")
+
+
 def constant(value: str, length: int) -> pa.Array:
     """Return a column that holds one text throughout, such as the kind of ids that are all alike."""
     return pa.repeat(pa.scalar(value, pa.string()), length)
@@ -149,7 +158,7 @@ def dense_matrix(column: pa.Array) -> npt.NDArray[Any]:
 
 def is_dense(column: pa.Array) -> bool:
     """Whether the column holds one dense vector a record."""
-    return pa.types.is_fixed_size_list(column.type)
+    return bool(pa.types.is_fixed_size_list(column.type))
 
 
 def non_finite_rows(column: pa.Array) -> npt.NDArray[np.bool_]:
@@ -219,7 +228,7 @@ def split(
     rows = batch.num_rows
     step = min(rows, max_records or rows)
     if max_bytes is not None and rows:
-        step = min(step, max(1, max_bytes * rows // max(1, batch.get_total_buffer_size())))
+        step = min(step, max(1, max_bytes * rows // max(1, batch.nbytes)))
     for start in range(0, rows, max(1, step)):
         part = batch.slice(start, step)
         if max_bytes is not None and part.num_rows > 1 and part.nbytes > max_bytes:
@@ -319,6 +328,12 @@ def take_by_id(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> tuple[pa.Record
 def _id_keys(batch: pa.RecordBatch) -> pa.Array:
     kinds = batch.column(ID_TYPE)
     return pc.binary_join_element_wise(kinds, batch.column(ID), ":")
+
+
+def positions(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Return int64[n_records]: where in `wanted` each record's id stands, -1 where it doesn't."""
+    found = pc.index_in(_id_keys(batch), value_set=_id_keys(wanted))
+    return np.asarray(found.fill_null(-1), np.int64)
 
 
 def is_among(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.Array:

@@ -174,3 +174,89 @@ class Loss(Value):
     detail: str
     kept: str | None = None
     accepted: bool = False
+
+
+class Partition(Value):
+    """One independently resumable part of a plan; its key is also the Dagster partition key."""
+
+    key: str
+    span: Span
+
+
+class Profile(Value):
+    """What a whole collection holds, counted record by record without its vectors.
+
+    `fields` counts the kinds of value (`ValueKind`) by metadata field, things inside lists and objects
+    under the field that holds them. `bytes` are those of the batches, vectors included.
+    """
+
+    records: int
+    bytes: int
+    id_kinds: Mapping[str, int]
+    awkward_ids: int  # ids that the target can't hold as they are
+    duplicate_ids: int
+    documents: int
+    refused_documents: int  # documents with a character that the target refuses
+    with_metadata: int
+    empty_metadata: int
+    fields: Mapping[str, Mapping[str, int]]
+    namespaces: Mapping[str, int]
+    missing_vectors: int  # counted only where source and target differ in what they take
+    non_finite_vectors: int  # likewise
+    norms: tuple[float, float] | None  # least and greatest, of a sample
+    sample_read_records_per_second: float
+
+
+class Estimate(Value):
+    """How long a migration will take and how much it moves, from a sample of the source."""
+
+    seconds: float
+    records_per_second: float
+    bytes: int
+    staging_bytes: int
+    basis: str
+
+
+class Plan(Value):
+    """The frozen decision: everything that must not change between two attempts at a migration."""
+
+    generation: int
+    name: str
+    config_digest: str
+    config: Mapping[str, Any]
+    source: str
+    source_collection: str
+    source_schema: CollectionSchema
+    source_fingerprint: str
+    target: str
+    target_collection: str
+    target_schema: CollectionSchema
+    target_exists: bool
+    target_count: int  # records in the target before
+    on_existing: str
+    where: Any  # the filter in its JSON form
+    id_strategy: str
+    encodes: bool  # whether metadata or ids of some records need the envelope
+    profile: Profile
+    losses: tuple[Loss, ...]
+    warnings: tuple[str, ...]
+    estimate: Estimate
+    partitions: tuple[Partition, ...]
+
+
+class Receipt(Value):
+    """The proof of one partition: read = filtered + rejected + loaded, and loaded = verified.
+
+    `digest` is that of the source's records in scope, as hexadecimal text; it is order-independent,
+    and the digests of partitions add up to that of the collection.
+    """
+
+    key: str
+    read: int
+    filtered: int
+    rejected: int
+    loaded: int
+    verified: int
+    bytes: int
+    digest: str
+    seconds: Mapping[str, float]

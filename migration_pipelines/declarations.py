@@ -1,0 +1,215 @@
+"""Connections and migrations as they are declared in YAML under `defs/`, read without Dagster.
+
+One folder each, with a `defs.yaml` that Dagster's components read too:
+
+    type: migration_pipelines.components.StoreConnection
+    attributes:
+      name: warehouse
+      store: pgvector
+      settings: {host: localhost, user: app, database: vectors, password: "{{ env.PGVECTOR_PASSWORD }}"}
+    ---
+    type: migration_pipelines.components.VectorMigration
+    attributes:
+      name: passages
+      source: chroma:./chroma_db#passages
+      target: {connection: warehouse, collection: passages}
+      partition_size: 50000
+      schedule: "0 3 * * *"
+
+`{{ env.NAME }}` stands for an environment variable: the only place for a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+from pydantic import ValidationError as SchemaError
+
+from migration_pipelines.errors import ConfigurationError
+from migration_pipelines.migration import Listener, Migration, MigrationConfig, ignore, ledger_for
+from migration_pipelines.model import Value
+from migration_pipelines.store import Store, open_address, store_class
+
+CONNECTION = "migration_pipelines.components.StoreConnection"
+MIGRATION = "migration_pipelines.components.VectorMigration"
+_ENVIRONMENT = re.compile(r"\{\{\s*env\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+
+
+class ConnectionSpec(Value):
+    """A store that migrations name: its kind and the fields of that store's model."""
+
+    name: str
+    store: str
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+
+    def open(self) -> Store:
+        """Return the store, not yet connected.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such kind of store, or a setting doesn't fit its model.
+        """
+        try:
+            return store_class(self.store).model_validate(dict(self.settings))
+        except SchemaError as error:
+            raise ConfigurationError(f"connection {self.name!r}: {without_values(error)}") from None
+
+
+class CollectionSpec(Value):
+    """A collection in a declared connection."""
+
+    connection: str
+    collection: str | None = None
+
+
+class MigrationSpec(Value):
+    """A declared migration: a `MigrationConfig` whose sides may name connections, and its schedule."""
+
+    name: str
+    source: str | CollectionSpec
+    target: str | CollectionSpec
+    schedule: str | None = None
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Declarations(Value):
+    """All that is declared."""
+
+    connections: Mapping[str, ConnectionSpec]
+    migrations: Mapping[str, MigrationSpec]
+
+    def migration(self, name: str, *, home: Path, listener: Listener = ignore, **changes: Any) -> Migration:
+        """Return a declared migration, ready to run; `changes` override settings that aren't frozen.
+
+        Raises
+        ------
+        ConfigurationError
+        """
+        spec = self.migrations.get(name)
+        if spec is None:
+            known = ", ".join(sorted(self.migrations)) or "none"
+            raise ConfigurationError(f"no migration {name!r} is declared; there are: {known}", found=name)
+        return bind(spec, self.connections, home=home, listener=listener, **changes)
+
+
+def bind(
+    spec: MigrationSpec,
+    connections: Mapping[str, ConnectionSpec],
+    *,
+    home: Path,
+    listener: Listener = ignore,
+    **changes: Any,
+) -> Migration:
+    """Return a migration with its stores, ready to run."""
+    source_store, source = _side(spec.source, connections)
+    target_store, target = _side(spec.target, connections)
+    try:
+        config = MigrationConfig(
+            **{**spec.settings, **changes, "name": spec.name, "source": source, "target": target}
+        )
+    except SchemaError as error:
+        raise ConfigurationError(f"migration {spec.name!r}: {without_values(error)}") from None
+    return Migration(
+        config=config,
+        ledger=ledger_for(config, home),
+        listener=listener,
+        source_store=source_store,
+        target_store=target_store,
+    )
+
+
+def _side(side: str | CollectionSpec, connections: Mapping[str, ConnectionSpec]) -> tuple[Store, str]:
+    """Return the store of one side and the address of its collection, without secrets."""
+    if isinstance(side, str):
+        store, collection = open_address(side)
+        return store, store.address(collection)
+    if side.connection not in connections:
+        known = ", ".join(sorted(connections)) or "none"
+        raise ConfigurationError(f"no connection {side.connection!r} is declared; there are: {known}")
+    store = connections[side.connection].open()
+    return store, store.address(side.collection)
+
+
+def read_declarations(folder: Path) -> Declarations:
+    """Read every `*.yaml` under a folder, or one file.
+
+    Raises
+    ------
+    ConfigurationError
+        A file can't be read, names an unset environment variable, or declares a name twice.
+    """
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.yaml"))
+    connections: dict[str, ConnectionSpec] = {}
+    migrations: dict[str, MigrationSpec] = {}
+    for path in paths:
+        for kind, attributes in _documents(path):
+            name = attributes.setdefault("name", path.parent.name)
+            known: Mapping[str, Value] = connections if kind == CONNECTION else migrations
+            if name in known:
+                raise ConfigurationError(f"{path}: {name!r} is declared twice")
+            if kind == CONNECTION:
+                connections[name] = _validated(ConnectionSpec, attributes, path)
+            else:
+                migrations[name] = migration_spec(attributes, where=str(path))
+    return Declarations(connections=connections, migrations=migrations)
+
+
+def migration_spec(attributes: Mapping[str, Any], *, where: str) -> MigrationSpec:
+    """Return the migration that a component's attributes declare."""
+    own = {key: value for key, value in attributes.items() if key in MigrationSpec.model_fields}
+    settings = {key: value for key, value in attributes.items() if key not in own}
+    unknown = sorted(settings.keys() - MigrationConfig.model_fields.keys())
+    if unknown:
+        raise ConfigurationError(f"{where}: a migration has no setting {', '.join(unknown)}")
+    return _validated(MigrationSpec, {**own, "settings": settings}, where)
+
+
+def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read as YAML: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be read: {error.strerror}") from None
+    for document in documents:
+        if isinstance(document, dict) and document.get("type") in (CONNECTION, MIGRATION):
+            yield document["type"], _with_environment(document.get("attributes") or {}, path)
+
+
+def _with_environment(value: Any, path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_environment(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_environment(item, path) for item in value]
+    return (
+        _ENVIRONMENT.sub(lambda match: _variable(match[1], path), value) if isinstance(value, str) else value
+    )
+
+
+def _variable(name: str, path: Path) -> str:
+    try:
+        return os.environ[name]
+    except KeyError:
+        raise ConfigurationError(f"{path} needs the environment variable {name}, which isn't set") from None
+
+
+def _validated(kind: type[Any], attributes: Mapping[str, Any], where: object) -> Any:
+    try:
+        return kind.model_validate(attributes)
+    except SchemaError as error:
+        raise ConfigurationError(f"{where}: {without_values(error)}") from None
+
+
+def without_values(error: SchemaError) -> str:
+    """Return what pydantic found wrong, without the values: one of them may be a secret."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
+        for item in error.errors(include_input=False, include_url=False, include_context=False)
+    )

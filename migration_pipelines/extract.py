@@ -1,0 +1,88 @@
+"""The extract phase: one partition of the source, staged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from migration_pipelines import batch as batches
+from migration_pipelines import filters
+from migration_pipelines.envelope import decode
+from migration_pipelines.ledger import Staged
+from migration_pipelines.migration import Migration
+from migration_pipelines.model import Partition
+from migration_pipelines.transform import EXTRACTED
+
+
+def extract(migration: Migration, key: str) -> Staged:
+    """Read one partition in batches and stage the records in scope.
+
+    Idempotent: what is staged and whole is not read again. A transient error starts the partition over.
+
+    Raises
+    ------
+    DiskFullError
+        Staging has no room; what is there stays valid.
+    """
+    done = migration.ledger.staged(key, EXTRACTED)
+    if done is not None:
+        return done
+    partition = migration.partition(key)
+    staged = migration.config.retry.call(lambda: _extract_once(migration, partition))
+    migration.tell(
+        "extracted", partition=key, records=staged.records, bytes=staged.bytes, seconds=staged.seconds
+    )
+    return staged
+
+
+def _extract_once(migration: Migration, partition: Partition) -> Staged:
+    started = time.monotonic()
+    read = filtered = size = digest = 0
+
+    def in_scope() -> Iterator[pa.RecordBatch]:
+        nonlocal read, filtered, size, digest
+        for batch in scan(migration, partition):
+            kept = batch
+            if migration.where is not None:
+                kept = batch.filter(filters.mask(migration.where, batch))
+            read += batch.num_rows
+            filtered += batch.num_rows - kept.num_rows
+            if kept.num_rows:
+                size += kept.nbytes
+                digest = batches.add_digests([digest, batches.digest([kept])])
+                migration.tell(
+                    "batch-extracted", partition=partition.key, records=kept.num_rows, bytes=kept.nbytes
+                )
+                yield kept
+
+    def describe(checksum: str) -> Staged:
+        return Staged(
+            checksum=checksum,
+            read=read,
+            filtered=filtered,
+            rejected=0,
+            records=read - filtered,
+            bytes=size,
+            digest=f"{digest:032x}",
+            seconds=time.monotonic() - started,
+        )
+
+    schema = batches.arrow_schema(migration.plan.source_schema)
+    return migration.ledger.stage(partition.key, EXTRACTED, schema, in_scope(), describe)
+
+
+def scan(migration: Migration, partition: Partition) -> Iterator[pa.RecordBatch]:
+    """Yield a partition's records as they were before any envelope, checked against the plan's schema."""
+    plan = migration.plan
+    found = migration.source.scan(
+        plan.source_collection,
+        partition.span,
+        ids=migration.span_ids(partition),
+        batch_records=migration.config.batch_size,
+        where=migration.where,
+    )
+    for batch in found:
+        batches.check_dimensions(batch, plan.source_schema, where=plan.source)
+        yield decode(batch)

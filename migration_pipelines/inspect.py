@@ -1,0 +1,204 @@
+"""The inspect phase: what a collection is made of and what it holds, counted record by record."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from migration_pipelines import batch as batches
+from migration_pipelines import filters
+from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
+from migration_pipelines.envelope import decode
+from migration_pipelines.mapping import awkward_ids
+from migration_pipelines.metadata import load_metadata, value_kinds
+from migration_pipelines.model import Capabilities, CollectionSchema, Profile, Span, Value
+from migration_pipelines.store import Store
+
+SAMPLE_RECORDS = 2_000
+_BATCH_RECORDS = 5_000
+
+
+class Inspection(Value):
+    """What there is to know of a collection before it is moved."""
+
+    address: str
+    count: int
+    collection: CollectionSchema
+    profile: Profile
+    fingerprint: str
+
+
+def inspect(store: Store, collection: str) -> Inspection:
+    """Return what a collection is made of and holds. Reads all but the vectors; writes nothing."""
+    schema = store.describe(collection)
+    counter = ProfileCounter(schema)
+    for span, ids in store.split(collection, span_records=50_000):
+        counter.add_span(store, collection, span, ids)
+    sample = take_sample(store, collection)
+    return Inspection(
+        address=store.address(collection),
+        count=store.count(collection),
+        collection=schema.model_copy(update={"id_kinds": counter.id_kinds() or schema.id_kinds}),
+        profile=counter.profile(sample),
+        fingerprint=store.fingerprint(collection),
+    )
+
+
+class Sample(Value):
+    """The first records of a collection, read with their vectors to see how fast that goes."""
+
+    records: int
+    bytes: int
+    seconds: float
+    norms: tuple[float, float] | None
+
+
+def take_sample(store: Store, collection: str) -> Sample:
+    """Read up to `SAMPLE_RECORDS` records with their vectors."""
+    found = next(iter(store.split(collection, span_records=SAMPLE_RECORDS)), None)
+    if found is None:
+        return Sample(records=0, bytes=0, seconds=0.0, norms=None)
+    span, ids = found
+    records = size = 0
+    norms: list[npt.NDArray[np.float64]] = []
+    started = time.monotonic()
+    for batch in store.scan(collection, span, ids=ids, batch_records=500):
+        records += batch.num_rows
+        size += batch.nbytes
+        norms += _norms(batch)
+    seconds = time.monotonic() - started
+    every = np.concatenate(norms) if norms else np.empty(0)
+    bounds = (float(every.min()), float(every.max())) if every.size else None
+    return Sample(records=records, bytes=size, seconds=seconds, norms=bounds)
+
+
+def _norms(batch: pa.RecordBatch) -> Iterator[npt.NDArray[np.float64]]:
+    for name in batches.vector_columns(batch.schema):
+        column = batch.column(name).drop_null()
+        if batches.is_dense(column) and len(column):
+            norms = np.linalg.norm(batches.dense_matrix(column).astype(np.float64), axis=1)
+            yield norms[np.isfinite(norms)]
+
+
+class ProfileCounter:
+    """Counts what records hold, span after span.
+
+    Parameters
+    ----------
+    schema
+        The collection that is read.
+    where
+        Only records that match count.
+    target
+        What the target can hold: where given, awkward ids, refused documents and vectors that it refuses
+        are counted too. Vectors are read only where the source may hold such that the target refuses.
+    source
+        What the source can hold.
+    """
+
+    def __init__(
+        self,
+        schema: CollectionSchema,
+        *,
+        where: filters.Filter | None = None,
+        source: Capabilities | None = None,
+        target: Capabilities | None = None,
+    ) -> None:
+        self._schema, self._where, self._target = schema, where, target
+        self._looks_at_vectors = (
+            source is not None
+            and target is not None
+            and (
+                source.missing_vectors > target.missing_vectors
+                or source.non_finite_vectors > target.non_finite_vectors
+            )
+        )
+        self._counts: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._namespaces: Counter[str] = Counter()
+        self._fields: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._hashes: list[npt.NDArray[np.void]] = []
+
+    def add_span(self, store: Store, collection: str, span: Span, ids: pa.RecordBatch | None) -> int:
+        """Count the records of one span; returns how many are in scope."""
+        before = self._counts["records"]
+        for batch in store.scan(
+            collection,
+            span,
+            ids=ids,
+            batch_records=_BATCH_RECORDS,
+            where=self._where,
+            vectors=self._looks_at_vectors,
+        ):
+            self._add(decode(batch))
+        return self._counts["records"] - before
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        if self._where is not None:
+            batch = batch.filter(filters.mask(self._where, batch))
+        counts = self._counts
+        counts["records"] += batch.num_rows
+        counts["bytes"] += batch.nbytes
+        counts["documents"] += batch.num_rows - batch.column(DOCUMENT).null_count
+        self._kinds.update(batch.column(ID_TYPE).to_pylist())
+        self._hashes.append(batches.id_hashes(batch.column(ID), batch.column(ID_TYPE)))
+        if NAMESPACE in batch.schema.names:
+            self._namespaces.update(batch.column(NAMESPACE).drop_null().to_pylist())
+        for text in batch.column(METADATA).drop_null().to_pylist():
+            self._add_metadata(load_metadata(text))
+        if self._target is not None:
+            self._add_refused(batch, self._target)
+
+    def _add_metadata(self, metadata: dict[str, Any]) -> None:
+        self._counts["with_metadata"] += 1
+        self._counts["empty_metadata"] += not metadata
+        for key, value in metadata.items():
+            self._fields[key].update(kind.value for kind in set(value_kinds(value)))
+
+    def _add_refused(self, batch: pa.RecordBatch, target: Capabilities) -> None:
+        self._counts["awkward_ids"] += int(awkward_ids(batch, target).sum())
+        for character in target.document_refuses:
+            found = pc.sum(pc.match_substring(batch.column(DOCUMENT), character)).as_py()
+            self._counts["refused_documents"] += found or 0
+        for name in batches.vector_columns(batch.schema):
+            column = batch.column(name)
+            if not target.missing_vectors:
+                self._counts["missing_vectors"] += column.null_count
+            if not target.non_finite_vectors:
+                self._counts["non_finite_vectors"] += int(batches.non_finite_rows(column).sum())
+
+    def id_kinds(self) -> frozenset[Any]:
+        """Return the kinds of id that were found."""
+        return frozenset(self._kinds)
+
+    def profile(self, sample: Sample) -> Profile:
+        """Return what was counted."""
+        counts, records = self._counts, self._counts["records"]
+        distinct = np.unique(np.concatenate(self._hashes)).size if self._hashes else 0
+        vector_bytes = sum(
+            field.dimensions * 4 for field in self._schema.vectors if field.dimensions is not None
+        )
+        return Profile(
+            records=records,
+            bytes=counts["bytes"] + (0 if self._looks_at_vectors else records * vector_bytes),
+            id_kinds=dict(self._kinds),
+            awkward_ids=counts["awkward_ids"],
+            duplicate_ids=records - distinct,
+            documents=counts["documents"],
+            refused_documents=counts["refused_documents"],
+            with_metadata=counts["with_metadata"],
+            empty_metadata=counts["empty_metadata"],
+            fields={field: dict(kinds) for field, kinds in sorted(self._fields.items())},
+            namespaces=dict(self._namespaces),
+            missing_vectors=counts["missing_vectors"],
+            non_finite_vectors=counts["non_finite_vectors"],
+            norms=sample.norms,
+            sample_read_records_per_second=sample.records / sample.seconds if sample.seconds else 0.0,
+        )

@@ -1,0 +1,378 @@
+"""The ledger: one folder that holds a migration's plan, receipts, staged batches and rejects.
+
+    plan.json             the frozen plan
+    prepared.json         the target is created (or was found fit) for this plan
+    spans/<key>.arrow     ids of a partition, where the store's span is a list of ids
+    staged/<key>/         what a partition's phases left: <phase>.arrow and <phase>.json (its checksum)
+    receipts/<key>.json   the proof of a partition
+    rejects/              refused records with their reasons: a Parquet collection that can be migrated again
+    report.json           the last report
+    lease                 held while somebody works on the migration (kernel locks: a crash releases them)
+
+Each file is written under another name, fsynced and renamed: after a crash it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from pydantic import ValidationError as SchemaError
+
+from migration_pipelines.errors import DiskFullError, LeaseHeldError, LedgerError, StagingCorruptError
+from migration_pipelines.model import Plan, Receipt, Value
+
+V = TypeVar("V", bound=Value)
+_CHUNK = 1 << 20
+_IDS = pa.schema([("id", pa.string()), ("id_type", pa.string())])
+
+
+class Staged(Value):
+    """What a phase staged of one partition. `digest` is that of the records in scope, hexadecimal."""
+
+    checksum: str
+    read: int
+    filtered: int
+    rejected: int
+    records: int
+    bytes: int
+    digest: str
+    seconds: float
+
+
+class Ledger:
+    """One migration's folder. It is made when something is written into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    # ── lease ────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def lease(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the migration: alone, or shared with workers that each hold their own partition.
+
+        Raises
+        ------
+        LeaseHeldError
+            Another process is at work on this migration.
+        """
+        with self._lock("lease", shared=shared, wait=False):
+            yield
+
+    @contextmanager
+    def partition_lease(self, key: str) -> Iterator[None]:
+        """Hold one partition.
+
+        Raises
+        ------
+        LeaseHeldError
+            Another worker has this partition.
+        """
+        with self._lock(f"leases/{key}", shared=False, wait=False):
+            yield
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Hold the preparation of the target; waits for whoever is at it."""
+        with self._lock("leases/prepare", shared=False, wait=True):
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, *, shared: bool, wait: bool) -> Iterator[None]:
+        path = self.folder / name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("a")
+        with handle:
+            mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(handle, mode if wait else mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LeaseHeldError(
+                    f"{self.folder}: another worker holds {name}; wait until it is done, or stop it",
+                    ledger=str(self.folder),
+                    lease=name,
+                ) from None
+            yield
+
+    # ── plan, receipts, report ───────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Plan | None:
+        """Return the frozen plan, or None where there is none."""
+        return self._read("plan.json", Plan)
+
+    def write_plan(self, plan: Plan) -> None:
+        """Freeze a plan: from here on nothing of it changes."""
+        self._write("plan.json", plan)
+
+    def is_prepared(self, plan: Plan) -> bool:
+        """Whether the target is ready for this plan's records."""
+        path = self.folder / "prepared.json"
+        return path.exists() and orjson.loads(path.read_bytes())["generation"] == plan.generation
+
+    def mark_prepared(self, plan: Plan) -> None:
+        """Note that the target is ready for this plan's records."""
+        write_file(self.folder / "prepared.json", orjson.dumps({"generation": plan.generation}))
+
+    def receipt(self, key: str) -> Receipt | None:
+        """Return a partition's receipt, or None where it isn't verified yet."""
+        return self._read(f"receipts/{key}.json", Receipt)
+
+    def receipts(self, plan: Plan) -> dict[str, Receipt]:
+        """Return the receipts that there are, by partition key, in the plan's order."""
+        found = ((partition.key, self.receipt(partition.key)) for partition in plan.partitions)
+        return {key: receipt for key, receipt in found if receipt is not None}
+
+    def write_receipt(self, receipt: Receipt) -> None:
+        """Make a receipt durable."""
+        self._write(f"receipts/{receipt.key}.json", receipt)
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Keep the last report."""
+        write_file(self.folder / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+
+    def report(self) -> dict[str, Any] | None:
+        """Return the last report."""
+        path = self.folder / "report.json"
+        return orjson.loads(path.read_bytes()) if path.exists() else None
+
+    def clear(self) -> None:
+        """Forget everything but the lease, for a fresh plan."""
+        for name in ("prepared.json", "report.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in ("staged", "spans", "receipts", "rejects", "scratch"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _read(self, name: str, kind: type[V]) -> V | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except SchemaError as error:
+            raise LedgerError(
+                f"{path} can't be read as a {kind.__name__.lower()} of this version; "
+                "start a fresh plan, or use the version that wrote it"
+            ) from error
+
+    def _write(self, name: str, value: Value) -> None:
+        write_file(self.folder / name, value.model_dump_json(indent=1).encode())
+
+    # ── spans ────────────────────────────────────────────────────────────────────────────────────────
+
+    def write_span_ids(self, key: str, ids: pa.RecordBatch) -> str:
+        """Keep a span's list of ids; returns the file's name."""
+        name = f"spans/{key}.arrow"
+        write_batches(self.folder / name, ids.schema, [ids])
+        return name
+
+    def span_ids(self, name: str) -> pa.RecordBatch:
+        """Return a span's list of ids."""
+        with pa.memory_map(str(self.folder / name)) as source:
+            return pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
+
+    # ── staging ──────────────────────────────────────────────────────────────────────────────────────
+
+    def staged(self, key: str, phase: str) -> Staged | None:
+        """Return what a phase staged of a partition, if it is there and whole.
+
+        A file that fails its checksum counts as not there: the phase does it again.
+        """
+        try:
+            found = self._read(f"staged/{key}/{phase}.json", Staged)
+            return found if found and self._checksum(key, phase) == found.checksum else None
+        except (LedgerError, OSError):
+            return None
+
+    def stage(
+        self,
+        key: str,
+        phase: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        describe: Callable[[str], Staged],
+    ) -> Staged:
+        """Stage a phase's batches; `describe` gets the checksum when all are written.
+
+        Raises
+        ------
+        DiskFullError
+        """
+        path = self._staged_file(key, phase)
+        staged = describe(write_batches(path, schema, batches))
+        self._write(f"staged/{key}/{phase}.json", staged)
+        return staged
+
+    def staged_batches(self, key: str, phase: str) -> Iterator[pa.RecordBatch]:
+        """Yield what a phase staged of a partition, mapped from the file.
+
+        Raises
+        ------
+        StagingCorruptError
+        """
+        try:
+            source = pa.memory_map(str(self._staged_file(key, phase)))
+        except FileNotFoundError:
+            raise StagingCorruptError(
+                f"{self.folder}: partition {key} has nothing staged by {phase}; run that phase again"
+            ) from None
+        with source:
+            reader = pa.ipc.open_file(source)
+            for index in range(reader.num_record_batches):
+                yield reader.get_batch(index)
+
+    def discard_staged(self, key: str) -> None:
+        """Remove what a verified partition staged."""
+        shutil.rmtree(self.folder / "staged" / key, ignore_errors=True)
+
+    def _staged_file(self, key: str, phase: str) -> Path:
+        return self.folder / "staged" / key / f"{phase}.arrow"
+
+    def _checksum(self, key: str, phase: str) -> str:
+        checksum = xxhash.xxh3_128()
+        with self._staged_file(key, phase).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                checksum.update(chunk)
+        return checksum.hexdigest()
+
+    # ── rejects ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def rejects_folder(self) -> Path:
+        """Where the refused records lie, as a Parquet collection that can be migrated again."""
+        return self.folder / "rejects"
+
+    def write_rejects(self, name: str, batches: list[pa.RecordBatch], reasons: list[str]) -> None:
+        """Keep the records that a phase of a partition refused; none removes an older attempt's file."""
+        path = self.rejects_folder / f"{name}.parquet"
+        if not batches:
+            path.unlink(missing_ok=True)
+            return
+        table = pa.Table.from_batches(batches).append_column("reject_reason", pa.array(reasons, pa.string()))
+
+        def write(file: Any) -> None:
+            pq.write_table(table, file)
+
+        replace_file(path, write)
+
+    def rejected_ids(self, name: str) -> pa.RecordBatch:
+        """Return the ids (columns `id`, `id_type`) that a phase of a partition refused."""
+        path = self.rejects_folder / f"{name}.parquet"
+        if not path.exists():
+            return pa.RecordBatch.from_pylist([], schema=_IDS)
+        table = pq.read_table(path, columns=_IDS.names)
+        return table.combine_chunks().to_batches()[0]
+
+    def rejects(self) -> Iterator[tuple[str, str, str]]:
+        """Yield partition, id and reason of every refused record."""
+        for path in sorted(self.rejects_folder.glob("*.parquet")):
+            table = pq.read_table(path, columns=["id", "reject_reason"])
+            for row in table.to_pylist():
+                yield path.stem, row["id"], row["reject_reason"]
+
+    # ── scratch ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what can be made again, such as the copy that an embedded source is read from."""
+        path = self.folder / "scratch"
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def discard_scratch(self) -> None:
+        """Remove what can be made again."""
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        shutil.rmtree(self.folder / "spans", ignore_errors=True)
+
+
+# ── durable files ────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk and other failures to write into errors that name the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no room left on the disk of {path}; what is there stays valid: make room and run again",
+                path=str(path),
+            ) from error
+        raise LedgerError(f"{path} can't be written: {error.strerror or error}", path=str(path)) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file durably: whole or not at all."""
+    replace_file(path, lambda file: file.write(content))
+
+
+def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a file durably through `write(file)`: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
+    """Write an Arrow IPC file durably; returns its checksum (xxh3, 128 bits, hexadecimal)."""
+    checksum = xxhash.xxh3_128()
+
+    def write(file: Any) -> None:
+        sink = pa.PythonFile(_Checked(file, checksum), mode="w")
+        with pa.ipc.new_file(sink, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+
+    replace_file(path, write)
+    return checksum.hexdigest()
+
+
+class _Checked:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, file: Any, checksum: Any) -> None:
+        self._file, self._checksum = file, checksum
+
+    def write(self, data: Any) -> int:
+        self._checksum.update(data)
+        return int(self._file.write(data))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def close(self) -> None:
+        """The file is closed by who opened it, after it is fsynced."""
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,160 @@
+"""The load phase: one partition into the target; before it, the target made ready, after all, published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from migration_pipelines import batch as batches
+from migration_pipelines.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    RecordRejectedError,
+    TargetNotEmptyError,
+    TooManyRejectsError,
+)
+from migration_pipelines.migration import Migration
+from migration_pipelines.model import Plan, Value
+from migration_pipelines.transform import require_staged, staged_phase
+
+# A batch of which every single record is refused says that something else is wrong than its records.
+_HOPELESS_RECORDS = 100
+
+Write = Callable[[pa.RecordBatch], None]
+
+
+class Loaded(Value):
+    """What one partition's load did."""
+
+    loaded: int
+    rejected: int
+    bytes: int
+    seconds: float
+
+
+def prepare(migration: Migration) -> None:
+    """Make the target ready for the plan's records: create it, or find it as the plan found it.
+
+    Idempotent and safe to call from several workers.
+
+    Raises
+    ------
+    TargetNotEmptyError
+        Records came into the target since the plan was frozen (G7).
+    """
+    plan, ledger = migration.plan, migration.ledger
+    with ledger.preparing():
+        if ledger.is_prepared(plan):
+            return
+        if plan.on_existing == "replace":
+            migration.target.drop(plan.target_collection) if _exists(migration) else None
+            migration.target.create(plan.target_schema)
+        elif not plan.target_exists:
+            _create_empty(migration, plan)
+        elif plan.on_existing == "refuse":
+            _check_still_empty(migration, plan)
+        if not plan.target_exists or plan.on_existing == "replace":
+            migration.target.begin_load(plan.target_collection)
+        ledger.mark_prepared(plan)
+    migration.tell("prepared")
+
+
+def _exists(migration: Migration) -> bool:
+    try:
+        migration.target.count(migration.plan.target_collection)
+    except CollectionNotFoundError:
+        return False
+    return True
+
+
+def _create_empty(migration: Migration, plan: Plan) -> None:
+    try:
+        migration.target.create(plan.target_schema)
+    except CollectionExistsError:
+        # Ours, from a run that was killed before it could say so; or somebody else's.
+        _check_still_empty(migration, plan)
+
+
+def _check_still_empty(migration: Migration, plan: Plan) -> None:
+    found = migration.target.count(plan.target_collection)
+    if found:
+        raise TargetNotEmptyError(
+            f"{plan.target} was empty when the plan was frozen and now holds {found} records: "
+            "say --on-existing merge or replace, or choose another target",
+            expected=0,
+            found=found,
+        )
+
+
+def load(migration: Migration, key: str) -> Loaded:
+    """Write one partition's staged batches into the target; idempotent.
+
+    Raises
+    ------
+    TooManyRejectsError
+        Every record of a whole batch was refused.
+    """
+    prepare(migration)
+    plan, ledger, started = migration.plan, migration.ledger, time.monotonic()
+    phase = staged_phase(plan)
+    require_staged(migration, key, phase)
+    can = migration.target.capabilities
+    whole = batches.rebatch(
+        ledger.staged_batches(key, phase),
+        max_records=min(migration.config.batch_size, can.max_batch_records or migration.config.batch_size),
+        max_bytes=min(
+            migration.config.max_batch_bytes, can.max_batch_bytes or migration.config.max_batch_bytes
+        ),
+    )
+    loaded = size = 0
+    refused: list[pa.RecordBatch] = []
+    reasons: list[str] = []
+    with migration.target.load_part(plan.target_collection, key) as write:
+        for batch in whole:
+            bad, why = _write(migration, write, batch)
+            if len(why) == batch.num_rows >= _HOPELESS_RECORDS:
+                raise TooManyRejectsError(
+                    f"{plan.target} refuses every one of {batch.num_rows} records; the first: {why[0]}",
+                    rejected=batch.num_rows,
+                )
+            refused += bad
+            reasons += why
+            loaded += batch.num_rows - len(why)
+            size += batch.nbytes
+            migration.tell("batch-loaded", partition=key, records=batch.num_rows, bytes=batch.nbytes)
+    ledger.write_rejects(f"{key}.load", refused, reasons)
+    seconds = time.monotonic() - started
+    migration.tell("loaded", partition=key, records=loaded, bytes=size, seconds=seconds)
+    return Loaded(loaded=loaded, rejected=len(reasons), bytes=size, seconds=seconds)
+
+
+def _write(
+    migration: Migration, write: Write, batch: pa.RecordBatch
+) -> tuple[list[pa.RecordBatch], list[str]]:
+    """Write a batch; where the store refuses it, halve it until what is refused is one record."""
+    try:
+        migration.config.retry.call(lambda: write(batch))
+    except RecordRejectedError as error:
+        if batch.num_rows == 1:
+            return [batch], [str(error)]
+        middle = batch.num_rows // 2
+        left = _write(migration, write, batch.slice(0, middle))
+        right = _write(migration, write, batch.slice(middle))
+        return left[0] + right[0], left[1] + right[1]
+    return [], []
+
+
+def publish(migration: Migration) -> None:
+    """Finish the bulk load when every partition is verified: search indexes are built, files published.
+
+    Idempotent. A collection that was there before keeps the indexes that it has.
+    """
+    plan = migration.plan
+    if plan.target_exists and plan.on_existing != "replace":
+        return
+    started = time.monotonic()
+    prepare(migration)
+    migration.config.retry.call(lambda: migration.target.finish_load(plan.target_collection))
+    migration.tell("published", seconds=time.monotonic() - started)

@@ -1,0 +1,257 @@
+"""One migration at work: its configuration, its two stores, its ledger, and who listens to its progress."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import pyarrow as pa
+from pydantic import Field
+
+from migration_pipelines import filters
+from migration_pipelines.errors import ConfigurationError, PlanChangedError
+from migration_pipelines.ledger import Ledger
+from migration_pipelines.model import Metric, Partition, Plan, Value
+from migration_pipelines.retry import RetryPolicy
+from migration_pipelines.store import Store, open_address
+
+
+class MigrationConfig(Value):
+    """What a migration is asked to do.
+
+    Parameters
+    ----------
+    source, target
+        Addresses of two collections. The target's may leave the collection out: it gets the source's name.
+    name
+        Names the ledger; made from the addresses where it is left out.
+    filter
+        Which records are in scope, in the grammar of `filters`.
+    partition_size
+        Records in a partition.
+    batch_size, max_batch_bytes
+        Limits of one batch in flight, beside the store's own.
+    workers
+        Partitions in work at a time; each has at most a few batches in memory.
+    on_existing
+        What to do with a target that holds records: refuse, merge (each record in scope replaces the one
+        under its id, others stay) or replace (drop the collection first).
+    allow_losses
+        Accepted losses: a kind (`vector-rounding`), a field and kind (`price:float`), or `all`.
+    metric
+        The metric of the target, where it isn't the source's.
+    max_rejects
+        How many refused records still count as complete.
+    """
+
+    source: str
+    target: str
+    name: str = ""
+    filter: Any = None
+    partition_size: int = Field(default=50_000, ge=1)
+    batch_size: int = Field(default=2_000, ge=1)
+    max_batch_bytes: int = Field(default=16_000_000, ge=1_000)
+    workers: int = Field(default=2, ge=1)
+    on_existing: Literal["refuse", "merge", "replace"] = "refuse"
+    allow_losses: tuple[str, ...] = ()
+    metric: Metric | None = None
+    max_rejects: int = Field(default=0, ge=0)
+    retry: RetryPolicy = RetryPolicy()
+
+    def frozen_part(self) -> dict[str, Any]:
+        """Return what decides on the data, secrets left out: it may not change once there is a plan."""
+        chosen = self.model_dump(
+            mode="json", include={"filter", "partition_size", "on_existing", "allow_losses", "metric"}
+        )
+        chosen["allow_losses"] = sorted(chosen["allow_losses"])
+        chosen["filter"] = filters.to_json(filters.parse(self.filter)) if self.filter else None
+        for side in ("source", "target"):
+            store, collection = open_address(getattr(self, side))
+            chosen[side] = store.address(collection)
+        return chosen
+
+    def digest(self) -> str:
+        """Return a digest of all that may not change once there is a plan."""
+        frozen = orjson.dumps(self.frozen_part(), option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(frozen).hexdigest()
+
+    def ledger_name(self) -> str:
+        """Return the name of the ledger's folder: the migration's own, or one made from its addresses."""
+        if self.name:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+                raise ConfigurationError(
+                    f"{self.name!r} can't name a migration: letters, digits, '_', '-' and '.' can"
+                )
+            return self.name
+        frozen = self.frozen_part()
+        both = f"{frozen['source']}\n{frozen['target']}"
+        readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{_last(frozen['source'])}-to-{_last(frozen['target'])}")
+        return f"{readable.strip('-')[:60]}-{hashlib.sha256(both.encode()).hexdigest()[:8]}"
+
+
+def _last(address: str) -> str:
+    return f"{address.partition(':')[0]}-{re.split(r'[/#]', address.partition('?')[0])[-1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened, for progress bars, logs and tests.
+
+    `name` is one of: planned, prepared, batch-extracted, extracted, transformed, batch-loaded, loaded,
+    batch-verified, verified, published, validated. `records` and `bytes` are those of the batch or partition.
+    """
+
+    name: str
+    partition: str = ""
+    records: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """Listen to nothing."""
+
+
+@dataclass(kw_only=True)
+class Migration:
+    """What the phases work on.
+
+    The stores are opened on first use; `close` (or leaving the context) closes them.
+    """
+
+    config: MigrationConfig
+    ledger: Ledger
+    listener: Listener = ignore
+    source_store: Store | None = None  # in place of the one that the address would open, secrets and all
+    target_store: Store | None = None
+
+    def __enter__(self) -> Migration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def _source_address(self) -> tuple[Store, str | None]:
+        store, collection = open_address(self.config.source)
+        return self.source_store or store, collection
+
+    @cached_property
+    def _target_address(self) -> tuple[Store, str | None]:
+        store, collection = open_address(self.config.target)
+        return self.target_store or store, collection
+
+    @property
+    def source_collection(self) -> str:
+        """The source's collection; an address that names none must name it."""
+        collection = self._source_address[1]
+        if collection is None:
+            store = self._source_address[0]
+            there_are = ", ".join(store.list_collections()) or "none"
+            raise ConfigurationError(f"{store.address()} names no collection; there are: {there_are}")
+        return collection
+
+    @property
+    def target_collection(self) -> str:
+        """The target's collection, by default called like the source's."""
+        return self._target_address[1] or self.source_collection
+
+    @cached_property
+    def source(self) -> Store:
+        """The store to read from, which never writes the original."""
+        return self._source_address[0].for_reading(self.ledger.scratch)
+
+    @cached_property
+    def target(self) -> Store:
+        """The store to write to."""
+        return self._target_address[0]
+
+    @cached_property
+    def where(self) -> filters.Filter | None:
+        """The filter, parsed."""
+        return filters.parse(self.config.filter) if self.config.filter else None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The frozen plan.
+
+        Raises
+        ------
+        ConfigurationError
+            There is none yet.
+        PlanChangedError
+            The configuration differs from what was frozen.
+        """
+        plan = self.ledger.plan()
+        if plan is None:
+            raise ConfigurationError(f"{self.ledger.folder} holds no plan yet: run the plan phase first")
+        self.check_unchanged(plan)
+        return plan
+
+    def check_unchanged(self, plan: Plan) -> None:
+        """Raise where the configuration isn't the one that the plan was made from."""
+        if plan.config_digest == self.config.digest():
+            return
+        now = self.config.frozen_part()
+        changed = sorted(key for key in now if now[key] != plan.config.get(key))
+        listing = "; ".join(f"{key} was {plan.config.get(key)!r}, is {now[key]!r}" for key in changed)
+        raise PlanChangedError(
+            f"the plan in {self.ledger.folder} was frozen with other settings ({listing}): "
+            "go on with those, or start afresh with --fresh",
+            changed=changed,
+        )
+
+    def partition(self, key: str) -> Partition:
+        """Return a partition of the plan by its key."""
+        for partition in self.plan.partitions:
+            if partition.key == key:
+                return partition
+        raise ConfigurationError(
+            f"the plan of generation {self.plan.generation} in {self.ledger.folder} has no partition {key}",
+            partition=key,
+        )
+
+    def pending(self) -> list[str]:
+        """Return the keys of the partitions that have no receipt yet, in order."""
+        done = self.ledger.receipts(self.plan)
+        return [partition.key for partition in self.plan.partitions if partition.key not in done]
+
+    def span_ids(self, partition: Partition) -> pa.RecordBatch | None:
+        """Return the list of ids of a partition's span, where it has one."""
+        name = partition.span.ids_file
+        return self.ledger.span_ids(name) if name else None
+
+    def tell(self, name: str, **facts: Any) -> None:
+        """Tell the listener; one that fails doesn't hurt the migration."""
+        try:
+            self.listener(Event(name=name, **facts))
+        except Exception:  # noqa: BLE001 - a progress bar must not stop a migration
+            self.listener = ignore
+
+    def close(self) -> None:
+        """Close both stores."""
+        for name in ("source", "target"):
+            store = self.__dict__.get(name)
+            if store is not None:
+                store.close()
+
+
+def ledger_for(config: MigrationConfig, home: Path) -> Ledger:
+    """Return the ledger of a migration under a home folder."""
+    return Ledger(home / "migrations" / config.ledger_name())
+
+
+def default_home() -> Path:
+    """Return the folder for ledgers and Dagster's storage: `VECTOR_MIGRATE_HOME`, else `./home`."""
+    return Path(os.environ.get("VECTOR_MIGRATE_HOME") or "home").absolute()

@@ -1,0 +1,112 @@
+"""Drives the phases in one process: partitions side by side in threads, over the shared ledger."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from migration_pipelines.errors import (
+    AuthenticationError,
+    DiskFullError,
+    MigrationError,
+    StoreUnavailableError,
+    UsageError,
+)
+from migration_pipelines.extract import extract
+from migration_pipelines.load import load, publish
+from migration_pipelines.migration import Migration
+from migration_pipelines.model import Receipt
+from migration_pipelines.plan import plan
+from migration_pipelines.transform import transform
+from migration_pipelines.validate import Report, validate
+from migration_pipelines.verify import verify
+
+# What fails one partition of these ways fails all of them: the run stops instead of trying each.
+_STOPS_ALL = (UsageError, StoreUnavailableError, AuthenticationError, DiskFullError)
+
+
+def run_partition(migration: Migration, key: str) -> Receipt:
+    """Take one partition through extract, transform, load and verify; returns its receipt.
+
+    Idempotent: what an earlier attempt finished is not done again.
+    """
+    done = migration.ledger.receipt(key)
+    if done is not None:
+        return done
+    with migration.ledger.partition_lease(key):
+        extract(migration, key)
+        transform(migration, key)
+        load(migration, key)
+        return verify(migration, key)
+
+
+def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
+    """Run a migration, or what is left of it, and return the report.
+
+    Parameters
+    ----------
+    fresh
+        Forget an earlier plan and its receipts.
+
+    Raises
+    ------
+    UsageError, StoreUnavailableError, AuthenticationError, DiskFullError
+        What would fail every partition alike. What fails one partition is in the report.
+    LeaseHeldError
+        Another process is at work on this migration.
+    KeyboardInterrupt
+        Interrupted; the same call goes on with it.
+    """
+    started = time.monotonic()
+    with migration, migration.ledger.lease():
+        plan(migration, fresh=fresh)
+        failed = _run_partitions(migration, migration.pending())
+        if not migration.pending():
+            publish(migration)
+        different = sum(
+            error.facts.get("different", 0) for error in failed.values() if isinstance(error, MigrationError)
+        )
+        report = validate(migration, seconds=time.monotonic() - started, failed=failed, different=different)
+        if report.status == "complete":
+            migration.source.close()
+            migration.ledger.discard_scratch()
+        return report
+
+
+def _run_partitions(migration: Migration, keys: Iterable[str]) -> dict[str, Exception]:
+    """Run partitions, `config.workers` at a time; return the errors of those that failed."""
+    failed: dict[str, Exception] = {}
+    waiting = iter(list(keys))
+    stop = threading.Event()
+
+    def work(key: str) -> None:
+        if not stop.is_set():
+            run_partition(migration, key)
+
+    with ThreadPoolExecutor(migration.config.workers, thread_name_prefix="partition") as pool:
+        running: dict[Future[None], str] = {}
+        try:
+            while True:
+                for key in waiting:
+                    running[pool.submit(work, key)] = key
+                    if len(running) >= migration.config.workers:
+                        break
+                if not running:
+                    return failed
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _settle(running.pop(future), future, failed)
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _settle(key: str, future: Future[None], failed: dict[str, Exception]) -> None:
+    error = future.exception()
+    if error is None:
+        return
+    if isinstance(error, _STOPS_ALL) or not isinstance(error, MigrationError):
+        raise error
+    failed[key] = error

@@ -1,0 +1,249 @@
+"""The plan phase: refuse or accept, map the schema, list the losses, estimate, and freeze it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from migration_pipelines.errors import (
+    CollectionNotFoundError,
+    ConfigurationError,
+    LossNotAcceptedError,
+    SourceChangedError,
+    TargetNotEmptyError,
+)
+from migration_pipelines.inspect import ProfileCounter, Sample, take_sample
+from migration_pipelines.mapping import (
+    check_existing,
+    choose_id_strategy,
+    find_losses,
+    map_schema,
+)
+from migration_pipelines.migration import Migration
+from migration_pipelines.model import (
+    CollectionSchema,
+    Estimate,
+    IdKind,
+    Loss,
+    Partition,
+    Plan,
+    Profile,
+)
+
+_ENVELOPE = frozenset({"_source_id", "_source_extra"})
+
+
+def plan(migration: Migration, *, fresh: bool = False) -> Plan:
+    """Return the frozen plan; make it where there is none, or where a fresh one is asked for.
+
+    Nothing is written but the ledger. The source is read whole, without its vectors, so that losses are
+    counted and ids proven distinct before anything reaches the target.
+
+    Raises
+    ------
+    PlanChangedError
+        There is a plan, made from another configuration.
+    CollectionNotFoundError, DimensionMismatchError, ConfigurationError
+        The move can't be made.
+    TargetNotEmptyError
+        The target holds records, and neither merge nor replace was asked for.
+    LossNotAcceptedError
+        The target would change data in a way that was not accepted.
+    SourceChangedError
+        The source changed while it was counted.
+    """
+    previous = migration.ledger.plan()
+    if previous is not None and not fresh:
+        migration.check_unchanged(previous)
+        return previous
+    made = draft(migration, generation=previous.generation + 1 if previous else 1, keep=True)
+    check_losses(made)
+    migration.ledger.write_plan(made)
+    migration.__dict__.pop("plan", None)
+    migration.tell("planned", records=made.profile.records)
+    return made
+
+
+def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> Plan:
+    """Return the plan that would be frozen, its losses accepted or not; only `keep` writes span files."""
+    config, source, target = migration.config, migration.source, migration.target
+    collection, wanted = migration.source_collection, migration.target_collection
+    fingerprint = source.fingerprint(collection)
+    schema = source.describe(collection)
+    existing, count = _existing_target(migration)
+    if keep:
+        migration.ledger.clear()
+    counter = ProfileCounter(
+        schema, where=migration.where, source=source.capabilities, target=target.capabilities
+    )
+    partitions = _partitions(migration, counter, generation=generation, keep=keep)
+    sample = take_sample(source, collection)
+    profile = counter.profile(sample)
+    if source.fingerprint(collection) != fingerprint:
+        raise SourceChangedError(
+            f"{source.address(collection)} changed while the plan was made: stop its writers, plan again"
+        )
+    _check_ids(profile, source.address(collection))
+    schema = schema.model_copy(update={"id_kinds": _found_kinds(profile) or schema.id_kinds})
+    strategy = choose_id_strategy(schema.id_kinds, target.capabilities)
+    mapped = map_schema(schema, target, name=wanted, strategy=strategy, metric=config.metric)
+    uses_existing = existing is not None and config.on_existing != "replace"
+    if uses_existing and existing is not None:
+        check_existing(mapped, existing, where=target.address(wanted))
+        mapped = existing
+    else:
+        mapped = target.adapt(mapped, profile.fields)
+    losses = accept(find_losses(schema, mapped, profile, target, strategy), config.allow_losses)
+    return Plan(
+        generation=generation,
+        name=config.ledger_name(),
+        config_digest=config.digest(),
+        config=config.frozen_part(),
+        source=source.address(collection),
+        source_collection=collection,
+        source_schema=schema,
+        source_fingerprint=fingerprint,
+        target=target.address(wanted),
+        target_collection=wanted,
+        target_schema=mapped,
+        target_exists=existing is not None,
+        target_count=count,
+        on_existing=config.on_existing,
+        where=config.frozen_part()["filter"],
+        id_strategy=strategy.value,
+        encodes=any(loss.kept in _ENVELOPE for loss in losses) or _says_none(migration, profile),
+        profile=profile,
+        losses=losses,
+        warnings=tuple(_warnings(schema, mapped, profile)),
+        estimate=estimate(migration, profile, sample),
+        partitions=partitions,
+    )
+
+
+def _existing_target(migration: Migration) -> tuple[CollectionSchema | None, int]:
+    """Return schema and count of the target collection as it is; (None, 0) where there is none."""
+    target, collection = migration.target, migration.target_collection
+    try:
+        schema, count = target.describe(collection), target.count(collection)
+    except CollectionNotFoundError:
+        return None, 0
+    if target.address(collection) == migration.source.address(migration.source_collection):
+        raise ConfigurationError(f"{target.address(collection)} is both source and target")
+    if count and migration.config.on_existing == "refuse":
+        raise TargetNotEmptyError(
+            f"{target.address(collection)} holds {count} records, an empty or absent collection was "
+            "expected: say --on-existing merge or replace, or choose another target",
+            expected=0,
+            found=count,
+        )
+    return schema, count
+
+
+def _partitions(
+    migration: Migration, counter: ProfileCounter, *, generation: int, keep: bool
+) -> tuple[Partition, ...]:
+    """Fix the partitions, and count what they hold on the way."""
+    source, collection = migration.source, migration.source_collection
+    found = []
+    spans = source.split(collection, span_records=migration.config.partition_size, where=migration.where)
+    for number, (span, ids) in enumerate(spans):
+        key = f"g{generation}_{number:05d}"
+        counter.add_span(source, collection, span, ids)
+        if ids is not None and keep:
+            span = span.model_copy(update={"ids_file": migration.ledger.write_span_ids(key, ids)})
+        migration.tell("batch-planned", partition=key, records=span.records)
+        found.append(Partition(key=key, span=span))
+    return tuple(found)
+
+
+def _check_ids(profile: Profile, where: str) -> None:
+    if profile.duplicate_ids:
+        raise ConfigurationError(
+            f"{where}: {profile.duplicate_ids} of {profile.records} records share their id with another: "
+            "a target would keep only one of each; make the ids distinct first",
+            found=profile.duplicate_ids,
+        )
+
+
+def _found_kinds(profile: Profile) -> frozenset[IdKind]:
+    return frozenset(IdKind(kind) for kind in profile.id_kinds)
+
+
+def _says_none(migration: Migration, profile: Profile) -> bool:
+    """Whether records without metadata need the envelope to stay different from empty ones."""
+    return not migration.target.capabilities.no_metadata and profile.with_metadata < profile.records
+
+
+def accept(losses: Iterable[Loss], allowed: tuple[str, ...]) -> tuple[Loss, ...]:
+    """Return the losses, those marked accepted that are named in `allowed` (or are kept anyway)."""
+    names = set(allowed)
+
+    def is_named(loss: Loss) -> bool:
+        return bool(names & {"all", loss.kind, f"{loss.field}:{loss.kind}"})
+
+    return tuple(loss.model_copy(update={"accepted": loss.accepted or is_named(loss)}) for loss in losses)
+
+
+def check_losses(made: Plan) -> None:
+    """Raise where a loss isn't accepted.
+
+    Raises
+    ------
+    LossNotAcceptedError
+    """
+    refused = [loss for loss in made.losses if not loss.accepted]
+    if refused:
+        listing = "; ".join(f"{x.field}: {x.kind}, {x.count} records ({x.detail})" for x in refused)
+        names = " ".join(f"--allow-loss {kind}" for kind in sorted({loss.kind for loss in refused}))
+        raise LossNotAcceptedError(
+            f"{made.target} would change data: {listing}. Nothing was written. To accept it: {names}",
+            losses=[loss.model_dump() for loss in refused],
+        )
+
+
+def _warnings(source: CollectionSchema, target: CollectionSchema, profile: Profile) -> list[str]:
+    found = []
+    if not profile.records:
+        found.append("no record is in scope")
+    for field in target.vectors:
+        if field.metric is None:
+            label = field.name or "(default)"
+            found.append(f"the metric of vector {label} is unknown: the target gets no search index for it")
+    if source.has_documents and not profile.documents and profile.records:
+        found.append("no record has a document")
+    return found
+
+
+def estimate(migration: Migration, profile: Profile, sample: Sample) -> Estimate:
+    """Return how long the migration will take.
+
+    Reading is measured on a sample of the source; writing is the target's typical rate in bytes per
+    second, because nothing is written to the target for an estimate. The two overlap, and verification reads
+    everything back once.
+    """
+    record_bytes = profile.bytes / profile.records if profile.records else 0.0
+    write_rate = migration.target.typical_write_bytes_per_second
+    read_seconds = profile.records * sample.seconds / sample.records if sample.records else 0.0
+    write_seconds = profile.bytes / write_rate
+    seconds = max(read_seconds, write_seconds) * 1.25
+    in_flight = min(profile.records, migration.config.partition_size * migration.config.workers)
+    return Estimate(
+        seconds=seconds,
+        records_per_second=profile.records / seconds if seconds else 0.0,
+        bytes=profile.bytes,
+        staging_bytes=int(in_flight * record_bytes * 2),
+        basis=f"{sample.records} records read, and the typical write rate of {migration.target.kind}",
+    )
+
+
+def plan_summary(made: Plan) -> Mapping[str, object]:
+    """Return the plan's main figures, for people and for Dagster metadata."""
+    return {
+        "generation": made.generation,
+        "records": made.profile.records,
+        "bytes": made.profile.bytes,
+        "partitions": len(made.partitions),
+        "id_strategy": made.id_strategy,
+        "estimated_seconds": round(made.estimate.seconds, 1),
+        "losses": [loss.model_dump() for loss in made.losses],
+        "warnings": list(made.warnings),
+    }

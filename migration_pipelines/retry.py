@@ -1,0 +1,60 @@
+"""The only retry loop. It obeys the error classes: what is transient is tried again, nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from migration_pipelines.errors import TransientError
+from migration_pipelines.model import Value
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+class RetryPolicy(Value):
+    """How often and how patiently a transient error is tried again.
+
+    Attempt n waits `delay_seconds * backoff**(n - 1)` with up to a quarter of jitter, at most
+    `max_delay_seconds`, and never less than what the store itself asked for.
+    """
+
+    attempts: int = 5
+    delay_seconds: float = 1.0
+    backoff: float = 2.0
+    max_delay_seconds: float = 60.0
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Return `function()`, tried again while it raises `TransientError`.
+
+        Raises
+        ------
+        TransientError
+            The last one, when the attempts are used up.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=self._wait,
+            before_sleep=_say,
+            reraise=True,
+        )
+        return retrying(function)
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        exponential = tenacity.wait_exponential(
+            multiplier=self.delay_seconds, exp_base=self.backoff, max=self.max_delay_seconds
+        )
+        jitter = tenacity.wait_random(0, self.delay_seconds / 4)
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.facts.get("retry_after_seconds", 0.0) if isinstance(error, TransientError) else 0.0
+        return max(float(asked), exponential(state) + jitter(state))
+
+
+def _say(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    wait = state.next_action.sleep if state.next_action else 0.0
+    _log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, wait, error)

@@ -1,0 +1,183 @@
+"""The validate phase: every receipt, the counts, the source unchanged; and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from migration_pipelines import batch as batches
+from migration_pipelines.errors import IncompleteError, SourceChangedError
+from migration_pipelines.migration import Migration
+from migration_pipelines.model import Loss, Plan, Receipt, Value
+
+_SHOWN_REJECTS = 100
+
+
+class Check(Value):
+    """One thing that must hold for a migration to be complete."""
+
+    name: str
+    passed: bool
+    expected: str
+    found: str
+
+
+class Report(Value):
+    """What a migration did, and what it proved.
+
+    `status` is complete (every record verified), incomplete (run it again, or look at the rejects) or
+    failed (a check of the whole doesn't hold).
+    """
+
+    status: Literal["complete", "incomplete", "failed"]
+    name: str
+    generation: int
+    source: Mapping[str, Any]
+    target: Mapping[str, Any]
+    partitions: Mapping[str, int]
+    records: Mapping[str, int]
+    losses: tuple[Loss, ...]
+    checks: tuple[Check, ...]
+    rejects: tuple[Mapping[str, str], ...]
+    rejects_folder: str | None
+    errors: tuple[str, ...]
+    digest: str
+    bytes: int
+    seconds: float
+    records_per_second: float
+
+    @property
+    def exit_status(self) -> int:
+        """0 for complete, 1 for anything else."""
+        return 0 if self.status == "complete" else 1
+
+
+def validate(
+    migration: Migration,
+    *,
+    seconds: float = 0.0,
+    failed: Mapping[str, Exception] | None = None,
+    different: int = 0,
+) -> Report:
+    """Check the whole migration and write the report into the ledger; never raises for what it finds.
+
+    Parameters
+    ----------
+    seconds
+        Wall time of this run, for the rate; without it the sum of the partitions' own time.
+    failed
+        Partitions that failed in this run, with their errors.
+    different
+        Records that this run found different on reading them back.
+    """
+    plan, ledger = migration.plan, migration.ledger
+    receipts = ledger.receipts(plan)
+    rejects = [{"partition": p, "id": i, "reason": r} for p, i, r in ledger.rejects()]
+    all_verified = len(receipts) == len(plan.partitions)
+    source_count, target_count = _counts(migration)
+    checks = tuple(_checks(migration, receipts, target_count)) if all_verified else ()
+    records = _records(receipts.values(), different)
+    within = records["rejected"] <= migration.config.max_rejects
+    spent = seconds or sum(sum(receipt.seconds.values()) for receipt in receipts.values())
+    report = Report(
+        status=_status(all_verified=all_verified, within=within, checks=checks),
+        name=plan.name,
+        generation=plan.generation,
+        source={"address": plan.source, "count": source_count},
+        target={"address": plan.target, "count": target_count},
+        partitions={
+            "total": len(plan.partitions),
+            "verified": len(receipts),
+            "failed": len(failed or {}),
+        },
+        records=records,
+        losses=plan.losses,
+        checks=checks,
+        rejects=tuple(rejects[:_SHOWN_REJECTS]),
+        rejects_folder=str(ledger.rejects_folder) if rejects else None,
+        errors=tuple(f"{key}: {error}" for key, error in sorted((failed or {}).items())),
+        digest=f"{batches.add_digests(int(receipt.digest, 16) for receipt in receipts.values()):032x}",
+        bytes=sum(receipt.bytes for receipt in receipts.values()),
+        seconds=spent,
+        records_per_second=records["read"] / spent if spent else 0.0,
+    )
+    ledger.write_report(report.model_dump(mode="json"))
+    migration.tell("validated", records=records["verified"], message=report.status)
+    return report
+
+
+def require_complete(report: Report) -> None:
+    """Raise where a report isn't complete.
+
+    Raises
+    ------
+    SourceChangedError, IncompleteError
+    """
+    if report.status == "complete":
+        return
+    broken = [check for check in report.checks if not check.passed]
+    what = "; ".join(f"{c.name}: expected {c.expected}, found {c.found}" for c in broken) or (
+        f"{report.partitions['verified']} of {report.partitions['total']} partitions verified, "
+        f"{report.records['rejected']} records rejected"
+    )
+    kind = SourceChangedError if any(c.name == "source unchanged" for c in broken) else IncompleteError
+    raise kind(f"{report.name} is {report.status}: {what}", report=report.model_dump(mode="json"))
+
+
+def _status(
+    *, all_verified: bool, within: bool, checks: Iterable[Check]
+) -> Literal["complete", "incomplete", "failed"]:
+    if not all_verified or not within:
+        return "incomplete"
+    return "complete" if all(check.passed for check in checks) else "failed"
+
+
+def _counts(migration: Migration) -> tuple[int, int]:
+    plan = migration.plan
+    retry = migration.config.retry
+    source = retry.call(lambda: migration.source.count(plan.source_collection))
+    target = retry.call(lambda: migration.target.count(plan.target_collection))
+    return source, target
+
+
+def _records(receipts: Iterable[Receipt], different: int) -> dict[str, int]:
+    names = ("read", "filtered", "loaded", "rejected", "verified")
+    sums = dict.fromkeys(names, 0)
+    for receipt in receipts:
+        for name in names:
+            sums[name] += getattr(receipt, name)
+    return {**sums, "different": different}
+
+
+def _checks(migration: Migration, receipts: Mapping[str, Receipt], target_count: int) -> Iterable[Check]:
+    plan = migration.plan
+    sums = _records(receipts.values(), 0)
+    in_scope = sums["read"] - sums["filtered"]
+    yield _check("records in scope", plan.profile.records, in_scope)
+    yield _check("read = filtered + rejected + verified", in_scope, sums["rejected"] + sums["verified"])
+    expected, found = _expected_count(plan, sums["verified"]), target_count
+    if plan.on_existing == "merge":
+        low, high = max(plan.target_count, sums["verified"]), expected
+        yield Check(
+            name="target count",
+            passed=low <= found <= high,
+            expected=f"{low} to {high}",
+            found=str(found),
+        )
+    else:
+        yield _check("target count", expected, found)
+    unchanged = migration.source.fingerprint(plan.source_collection) == plan.source_fingerprint
+    yield Check(
+        name="source unchanged",
+        passed=unchanged,
+        expected="the source as it was planned",
+        found="the same" if unchanged else "another: records came, went or changed; start afresh",
+    )
+
+
+def _expected_count(plan: Plan, verified: int) -> int:
+    return verified + (plan.target_count if plan.on_existing == "merge" else 0)
+
+
+def _check(name: str, expected: int, found: int) -> Check:
+    return Check(name=name, passed=expected == found, expected=str(expected), found=str(found))
