@@ -1,0 +1,57 @@
+"""Move collections between vector stores, and prove that everything arrived."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from migration_pipelines.compare import Comparison, compare_collections
+    from migration_pipelines.errors import MigrationError
+    from migration_pipelines.inspect import Inspection, inspect
+    from migration_pipelines.migration import Event, Migration, MigrationConfig, ledger_for
+    from migration_pipelines.migrator import run_migration
+    from migration_pipelines.plan import plan
+    from migration_pipelines.store import Store, open_address
+    from migration_pipelines.validate import Report
+
+__all__ = [
+    "Comparison",
+    "Event",
+    "Inspection",
+    "Migration",
+    "MigrationConfig",
+    "MigrationError",
+    "Report",
+    "Store",
+    "compare_collections",
+    "inspect",
+    "ledger_for",
+    "open_address",
+    "plan",
+    "run_migration",
+]
+
+_HOMES = {
+    "Comparison": "compare",
+    "Event": "migration",
+    "Inspection": "inspect",
+    "Migration": "migration",
+    "MigrationConfig": "migration",
+    "MigrationError": "errors",
+    "Report": "validate",
+    "Store": "store",
+    "compare_collections": "compare",
+    "inspect": "inspect",
+    "ledger_for": "migration",
+    "open_address": "store",
+    "plan": "plan",
+    "run_migration": "migrator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `vector-migrate --help` starts at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
