@@ -57,8 +57,8 @@ class Address(Value):
         match = _SCHEME.fullmatch(text.strip())
         if match is None:
             raise ConfigurationError(
-                f"{_without_login(text)!r} is not an address: expected <store>://host:port/collection for a server "
-                "or <store>:path#collection for files, such as chroma:./chroma_db#docs"
+                f"{_without_login(text)!r} is not an address: expected <store>://host:port/collection for a "
+                "server or <store>:path#collection for files, such as chroma:./chroma_db#docs"
             )
         kind, rest = match.groups()
         return cls._server(text, kind) if rest.startswith("//") else cls._files(kind, rest)
