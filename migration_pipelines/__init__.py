@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from migration_pipelines.compare import Comparison, compare_collections
     from migration_pipelines.errors import MigrationError
-    from migration_pipelines.inspect import Inspection, inspect
+    from migration_pipelines.inspect import Inspection, inspect_collection
     from migration_pipelines.migration import Event, Migration, MigrationConfig, ledger_for
     from migration_pipelines.migrator import run_migration
-    from migration_pipelines.plan import plan
+    from migration_pipelines.plan import make_plan
     from migration_pipelines.store import Store, open_address
     from migration_pipelines.validate import Report
 
@@ -25,10 +25,10 @@ __all__ = [
     "Report",
     "Store",
     "compare_collections",
-    "inspect",
+    "inspect_collection",
     "ledger_for",
     "open_address",
-    "plan",
+    "make_plan",
     "run_migration",
 ]
 
@@ -42,10 +42,10 @@ _HOMES = {
     "Report": "validate",
     "Store": "store",
     "compare_collections": "compare",
-    "inspect": "inspect",
+    "inspect_collection": "inspect",
     "ledger_for": "migration",
     "open_address": "store",
-    "plan": "plan",
+    "make_plan": "plan",
     "run_migration": "migrator",
 }
 

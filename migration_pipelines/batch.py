@@ -150,10 +150,26 @@ def dense_vectors(matrix: npt.NDArray[Any], *, missing: npt.NDArray[np.bool_] | 
 
 
 def dense_matrix(column: pa.Array) -> npt.NDArray[Any]:
-    """Return dtype[n_records, width] over a column of dense vectors, without a copy; nulls are undefined."""
+    """Return dtype[n_records, width] over a column of dense vectors, without a copy.
+
+    The row of a record that has no vector is undefined.
+
+    Raises
+    ------
+    DimensionMismatchError
+        A vector holds a null.
+    """
     width = column.type.list_size
     values = column.values.slice(column.offset * width, len(column) * width)
-    return values.to_numpy(zero_copy_only=True).reshape(len(column), width)  # type: ignore[no-any-return]
+    dtype = np.dtype(values.type.to_pandas_dtype())
+    if not len(values):
+        return np.empty((len(column), width), dtype)
+    if values.null_count:  # most writers put nulls under a missing vector as well
+        holes = np.asarray(values.is_null()).reshape(len(column), width).any(axis=1)
+        if (holes & np.asarray(column.is_valid())).any():
+            raise DimensionMismatchError("a vector has a null among its numbers; mend the source")
+    matrix = np.frombuffer(values.buffers()[1], dtype, len(values), values.offset * dtype.itemsize)
+    return matrix.reshape(len(column), width)
 
 
 def is_dense(column: pa.Array) -> bool:
@@ -178,8 +194,8 @@ def _numbers(item: Any) -> Any:
     return np.asarray(values, np.float64).reshape(-1)
 
 
-def check_columns(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> None:
-    """Raise where a batch doesn't have exactly the columns of the schema, of the right types.
+def conform(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> pa.RecordBatch:
+    """Return the same records with the columns exactly as `arrow_schema` has them.
 
     Raises
     ------
@@ -197,6 +213,7 @@ def check_columns(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str
             found=sorted(batch.schema.names),
         )
     check_dimensions(batch, schema, where=where)
+    return pa.RecordBatch.from_arrays(list(map(batch.column, expected)), schema=arrow_schema(schema))
 
 
 def check_dimensions(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> None:

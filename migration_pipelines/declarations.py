@@ -168,7 +168,7 @@ def migration_spec(attributes: Mapping[str, Any], *, where: str) -> MigrationSpe
     unknown = sorted(settings.keys() - MigrationConfig.model_fields.keys())
     if unknown:
         raise ConfigurationError(f"{where}: a migration has no setting {', '.join(unknown)}")
-    return _validated(MigrationSpec, {**own, "settings": settings}, where)
+    spec: MigrationSpec = _validated(MigrationSpec, {**own, "settings": settings}, where)
 
 
 def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

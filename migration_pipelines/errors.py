@@ -1,32 +1,32 @@
 """Every error of the project, grouped by what the caller does next.
 
-    MigrationError                          exit status
-    ├── UsageError                          2   change the request
-    │   ├── ConfigurationError                  a setting, an address or a file can't be used
-    │   │   ├── FilterError                     a filter can't be parsed
-    │   │   └── MissingDriverError              install the extra that it names
-    │   ├── CollectionNotFoundError             no such collection
-    │   ├── CollectionExistsError               create was asked for one that is there
-    │   ├── TargetNotEmptyError                 say `merge` or `replace`
-    │   ├── DimensionMismatchError              the vectors don't fit the target
-    │   ├── UnsupportedOperationError           the store doesn't declare it
-    │   ├── LossNotAcceptedError                name the losses that are accepted
-    │   └── PlanChangedError                    keep the plan or start a fresh one
-    ├── StoreError
-    │   ├── TransientError                  1   retried; when retries are used up, run again
-    │   │   └── StoreUnavailableError       4   nothing answers at the address
-    │   ├── AuthenticationError             4   mend the login
-    │   ├── StoreRefusedError               1   the store refused for good
-    │   └── RecordRejectedError             1   one record (or a batch that holds it) is refused: bisected
-    ├── LedgerError                         1
-    │   ├── LeaseHeldError                      another worker has it
-    │   ├── StagingCorruptError                 a staged file fails its checksum: extracted again
-    │   └── DiskFullError                       make room and run again
-    ├── IncompleteError                     1   run again, or look at the rejects
-    │   ├── TooManyRejectsError                 more records were refused than the threshold allows
-    │   ├── VerificationError                   what was read back differs from what was staged
-    │   └── SourceChangedError                  the source changed under an offline migration
-    └── ValidationError                     3   source and target differ
+MigrationError                          exit status
+├── UsageError                          2   change the request
+│   ├── ConfigurationError                  a setting, an address or a file can't be used
+│   │   ├── FilterError                     a filter can't be parsed
+│   │   └── MissingDriverError              install the extra that it names
+│   ├── CollectionNotFoundError             no such collection
+│   ├── CollectionExistsError               create was asked for one that is there
+│   ├── TargetNotEmptyError                 say `merge` or `replace`
+│   ├── DimensionMismatchError              the vectors don't fit the target
+│   ├── UnsupportedOperationError           the store doesn't declare it
+│   ├── LossNotAcceptedError                name the losses that are accepted
+│   └── PlanChangedError                    keep the plan or start a fresh one
+├── StoreError
+│   ├── TransientError                  1   retried; when retries are used up, run again
+│   │   └── StoreUnavailableError       4   nothing answers at the address
+│   ├── AuthenticationError             4   mend the login
+│   ├── StoreRefusedError               1   the store refused for good
+│   └── RecordRejectedError             1   one record (or a batch that holds it) is refused: bisected
+├── LedgerError                         1
+│   ├── LeaseHeldError                      another worker has it
+│   ├── StagingCorruptError                 a staged file fails its checksum: extracted again
+│   └── DiskFullError                       make room and run again
+├── IncompleteError                     1   run again, or look at the rejects
+│   ├── TooManyRejectsError                 more records were refused than the threshold allows
+│   ├── VerificationError                   what was read back differs from what was staged
+│   └── SourceChangedError                  the source changed under an offline migration
+└── ValidationError                     3   source and target differ
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Inspection(Value):
     fingerprint: str
 
 
-def inspect(store: Store, collection: str) -> Inspection:
+def inspect_collection(store: Store, collection: str) -> Inspection:
     """Return what a collection is made of and holds. Reads all but the vectors; writes nothing."""
     schema = store.describe(collection)
     counter = ProfileCounter(schema)

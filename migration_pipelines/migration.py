@@ -71,7 +71,8 @@ class MigrationConfig(Value):
             mode="json", include={"filter", "partition_size", "on_existing", "allow_losses", "metric"}
         )
         chosen["allow_losses"] = sorted(chosen["allow_losses"])
-        chosen["filter"] = filters.to_json(filters.parse(self.filter)) if self.filter else None
+        where = filters.parse(self.filter)
+        chosen["filter"] = None if where is None else filters.to_json(where)
         for side in ("source", "target"):
             store, collection = open_address(getattr(self, side))
             chosen[side] = store.address(collection)

@@ -18,7 +18,7 @@ from migration_pipelines.extract import extract
 from migration_pipelines.load import load, publish
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Receipt
-from migration_pipelines.plan import plan
+from migration_pipelines.plan import make_plan
 from migration_pipelines.transform import transform
 from migration_pipelines.validate import Report, validate
 from migration_pipelines.verify import verify
@@ -61,7 +61,7 @@ def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
     """
     started = time.monotonic()
     with migration, migration.ledger.lease():
-        plan(migration, fresh=fresh)
+        make_plan(migration, fresh=fresh)
         failed = _run_partitions(migration, migration.pending())
         if not migration.pending():
             publish(migration)

@@ -32,7 +32,7 @@ from migration_pipelines.model import (
 _ENVELOPE = frozenset({"_source_id", "_source_extra"})
 
 
-def plan(migration: Migration, *, fresh: bool = False) -> Plan:
+def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
     """Return the frozen plan; make it where there is none, or where a fresh one is asked for.
 
     Nothing is written but the ledger. The source is read whole, without its vectors, so that losses are

@@ -101,8 +101,8 @@ def compare(expected: pa.RecordBatch, found: pa.RecordBatch, *, tolerance: float
     differs: dict[int, list[str]] = {}
     for name in there.schema.names:
         same = _same(there.column(name), ordered.column(name), tolerance=tolerance)
-        for row in np.flatnonzero(~same):
-            differs.setdefault(int(row), []).append(name)
+        for row in map(int, np.flatnonzero(~same)):
+            differs.setdefault(row, []).append(name)
     for row, names in sorted(differs.items()):
         yield Difference(id=there.column(ID)[row].as_py(), what=", ".join(names))
 

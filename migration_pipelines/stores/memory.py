@@ -194,7 +194,7 @@ class MemoryStore(Store):
         """Write whole records, each replacing what was under its id, all or none of them."""
         with _LOCK:
             found = self._found(collection)
-            batches.check_columns(batch, found.schema, where=self.address(collection))
+            batch = batches.conform(batch, found.schema, where=self.address(collection))
             # A copy: a batch may lie over an array that the caller goes on writing to.
             batch = batch.take(pa.array(range(batch.num_rows), pa.int64()))
             rows = {key: batch.slice(row, 1) for row, key in enumerate(_keys(batch))}
