@@ -19,14 +19,8 @@ PASSWORD = "s3cr3t"
     [
         ("qdrant://localhost:6333/docs", {"host": "localhost", "port": 6333, "path": "docs"}),
         ("qdrant://[::1]:6333/docs", {"host": "::1", "port": 6333, "path": "docs"}),
-        (
-            "pgvector://ann@db:5432/shop/items",
-            {"user": "ann", "host": "db", "port": 5432, "path": "shop/t"},
-        ),
-        (
-            "pgvector:///shop/items?host=/run/pg",
-            {"host": None, "path": "shop/items", "query": {"host": "/run/pg"}},
-        ),
+        ("pgvector://ann@db:5432/shop/t", {"user": "ann", "host": "db", "port": 5432, "path": "shop/t"}),
+        ("pgvector:///shop/t?host=/run", {"host": None, "path": "shop/t", "query": {"host": "/run"}}),
         ("pinecone://my-index", {"host": "my-index", "port": None, "path": ""}),
         ("pinecone://my-index?namespace=a%20b", {"host": "my-index", "query": {"namespace": "a b"}}),
         ("chroma:./chroma_db#docs", {"path": "./chroma_db", "collection": "docs"}),
@@ -34,14 +28,8 @@ PASSWORD = "s3cr3t"
         ("faiss:./index.faiss", {"path": "./index.faiss", "collection": None}),
         ("parquet:s3://bucket/prefix", {"path": "s3://bucket/prefix", "host": None}),
         ("parquet:s3://bucket/a:b@c", {"path": "s3://bucket/a:b@c"}),
-        (
-            "milvus:./demo.db?namespace=n#docs",
-            {"path": "./demo.db", "collection": "docs", "query": {"namespace": "n"}},
-        ),
-        (
-            "milvus:./demo.db#docs?namespace=n",
-            {"path": "./demo.db", "collection": "docs", "query": {"namespace": "n"}},
-        ),
+        ("milvus:./my.db?namespace=n#c", {"path": "./my.db", "collection": "c", "query": {"namespace": "n"}}),
+        ("milvus:./my.db#c?namespace=n", {"path": "./my.db", "collection": "c", "query": {"namespace": "n"}}),
     ],
 )
 def test_address_is_read_and_written_to_the_same_parts(text: str, parts: dict[str, object]) -> None:
