@@ -169,6 +169,7 @@ def migration_spec(attributes: Mapping[str, Any], *, where: str) -> MigrationSpe
     if unknown:
         raise ConfigurationError(f"{where}: a migration has no setting {', '.join(unknown)}")
     spec: MigrationSpec = _validated(MigrationSpec, {**own, "settings": settings}, where)
+    return spec
 
 
 def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
