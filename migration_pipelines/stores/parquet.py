@@ -1,0 +1,446 @@
+"""ParquetStore: collections as folders of Parquet files, readable by any Parquet reader.
+
+Address: `parquet:./backup` is one collection; `parquet:./root#backup` is the same folder named in its parent.
+How the folder is laid out, and why no crash shows a half of it, is told in `parquet/collection.py`. Folders
+of plain Parquet files, by other tools, are read (`parquet/plain.py`) and never changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from pydantic import PrivateAttr, field_validator
+
+from migration_pipelines import batch as batches
+from migration_pipelines import filters
+from migration_pipelines.distances import nearest
+from migration_pipelines.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    ConfigurationError,
+    DiskFullError,
+    IncompleteError,
+    MigrationError,
+    StoreRefusedError,
+    UnsupportedOperationError,
+)
+from migration_pipelines.filters import Filter
+from migration_pipelines.model import (
+    Capabilities,
+    CollectionSchema,
+    DType,
+    IdKind,
+    Metric,
+    Span,
+    ValueKind,
+    VectorKind,
+)
+from migration_pipelines.parquet import part as parts
+from migration_pipelines.parquet.collection import (
+    LOADING,
+    CollectionFolder,
+    Contents,
+    Located,
+    State,
+    part_name,
+)
+from migration_pipelines.parquet.folder import LocalFolder
+from migration_pipelines.parquet.reader import Reader
+from migration_pipelines.store import Address, Store
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_T = TypeVar("_T")
+
+
+class ParquetStore(Store):
+    """A folder of collections on the local file system, each a folder of Parquet files.
+
+    `fingerprint` misses a change to a plain file only where its size and time of change stay the same.
+
+    Parameters
+    ----------
+    path
+        The folder that holds the collections.
+    """
+
+    kind: ClassVar[str] = "parquet"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        id_kinds=frozenset(IdKind),
+        mixed_ids=True,
+        max_id_bytes=None,
+        id_text_refuses="",
+        vector_kinds=frozenset(VectorKind),
+        dtypes=frozenset(DType),
+        max_dimensions=None,
+        named_vectors=True,
+        missing_vectors=True,
+        non_finite_vectors=True,
+        metrics=frozenset(Metric),
+        documents=True,
+        document_refuses="",
+        value_kinds=frozenset(ValueKind),
+        no_metadata=True,
+        namespaces=True,
+        deletes=True,
+        aliases=False,
+        stable_scan=True,
+        conditional_write=False,
+        filter_operators=filters.OPERATORS,
+        max_batch_records=None,
+        max_batch_bytes=None,
+        round_trip={},
+    )
+
+    path: Path = Path()
+
+    _reader: Reader = PrivateAttr(default_factory=Reader)
+
+    @field_validator("path")
+    @classmethod
+    def _usable_path(cls, path: Path) -> Path:
+        if "://" in str(path) or ":/" in str(path):
+            raise ConfigurationError(f"parquet: {path} isn't a local folder, and only those can be used")
+        if not set("#?\0").isdisjoint(str(path)):
+            raise ConfigurationError(
+                f"parquet: {str(path)!r} has a #, ? or NUL in it, which no address can hold"
+            )
+        return path
+
+    # ── identity ─────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def from_address(cls, address: Address) -> tuple[Self, str | None]:
+        """Return the store and the collection.
+
+        `parquet:./root/`, with the slash, is the folder of collections, unless it is a collection itself.
+        """
+        path = Path(address.path).expanduser()
+        if address.collection:
+            return cls(path=path), address.collection
+        if address.path.endswith("/") and CollectionFolder(LocalFolder(path)).contents() is None:
+            return cls(path=path), None
+        whole = path if path.name else path.resolve()
+        return cls(path=whole.parent), whole.name or None
+
+    def address(self, collection: str | None = None) -> str:
+        """Return the address of the folder or of a collection in it."""
+        if collection is None:
+            return str(Address(kind=self.kind, path=f"{self.path}/"))
+        return str(Address(kind=self.kind, path=str(self.path), collection=collection))
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    def list_collections(self) -> list[str]:
+        """Return the names of the folders that hold a collection, sorted, those being loaded included."""
+        with self.translating():
+            names = LocalFolder(self.path).folders()
+            return [name for name in names if name != LOADING and self._folder(name).contents()]
+
+    def describe(self, collection: str) -> CollectionSchema:
+        """Return what the collection is made of; `options` has `finished: False` while it is being loaded."""
+        contents, schema = self._contents(collection)
+        if contents.state is State.LOADING:
+            return schema.model_copy(update={"options": {**schema.options, "finished": False}})
+        return schema
+
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        """Return the exact number of records: from the footers of all files, of a filter from the records."""
+
+        def counted(contents: Contents, schema: CollectionSchema) -> int:
+            files = contents.files.values()
+            if where is None:
+                return sum(sum(self._reader.group_records(file)) for file in files)
+            found = (batch for file in files for batch in self._reader.scan(file, schema, vectors=False))
+            return sum(filters.mask(where, batch).true_count for batch in found)
+
+        return self._steadily(collection, counted)
+
+    def split(
+        self, collection: str, *, span_records: int, where: Filter | None = None
+    ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
+        """Yield spans that are row groups of a file; of a plain file, rows of one where it is large.
+
+        A part that is changed keeps the numbers of its row groups, so that spans stay valid.
+        """
+        del where  # to count by it would be to read everything
+        self._check_finished(collection)
+        sizes = self._steadily(collection, self._sizes)
+        for part, (static, groups) in sizes.items():
+            for bounds, records in self._reader.spans(groups, span_records, static=static):
+                yield Span(bounds={"part": part, **bounds}, records=records), None
+
+    def scan(
+        self,
+        collection: str,
+        span: Span,
+        *,
+        ids: pa.RecordBatch | None = None,
+        batch_records: int,
+        where: Filter | None = None,
+        vectors: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the records of a span that are still there."""
+        del ids  # the bounds say everything
+
+        def begun(contents: Contents, schema: CollectionSchema) -> Iterator[pa.RecordBatch]:
+            found = self._reader.scan(
+                self._part(collection, contents, str(span.bounds["part"])),
+                schema,
+                batch_records=batch_records,
+                vectors=vectors,
+                bounds=span.bounds,
+            )
+            # The file is open from the first batch on: from here its replacement does no harm.
+            return chain([first] if (first := next(found, None)) else [], found)
+
+        with self.translating(collection):
+            for batch in self._steadily(collection, begun):
+                kept = batch if where is None else batch.filter(filters.mask(where, batch))
+                if kept.num_rows:
+                    yield kept
+
+    def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
+        """Return the records of these ids; ids that aren't there are left out."""
+        return self._steadily(
+            collection,
+            lambda contents, schema: self._reader.fetch(
+                contents.files.values(), schema, ids, vectors=vectors
+            ),
+        )
+
+    def fingerprint(self, collection: str) -> str:
+        """Return a digest of the manifest and of the files' names, sizes and times of change."""
+        self._check_finished(collection)
+        with self.translating(collection):
+            return xxhash.xxh3_128_hexdigest(json.dumps(self._folder(collection).identity()).encode())
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def create(self, schema: CollectionSchema) -> None:
+        """Begin a collection; until `finish_load` it is a target and no source."""
+        with self.translating(schema.name):
+            folder = self._folder(schema.name)
+            folder.folder.make()
+            with folder.changing():
+                if folder.contents() is not None:
+                    raise CollectionExistsError(
+                        f"{self.address(schema.name)} is there already; choose another name or drop it",
+                        store=self.kind,
+                        collection=schema.name,
+                    )
+                folder.create(schema)
+
+    def drop(self, collection: str) -> None:
+        """Remove a collection's files, and the folder where nothing else is in it."""
+        with self._changing(collection) as (folder, contents):
+            folder.drop(contents)
+
+    def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
+        """Write whole records, each replacing what was under its id, all or none of them.
+
+        Every file that holds one of the ids is written again: for many records `load_part` is the way.
+        While a first load is under way the files follow one after the other.
+        """
+        with self._changing(collection) as (folder, contents), folder.staging() as new:
+            schema = contents.known_schema
+            batch = batches.conform(batch, schema, where=self.address(collection))
+            held = self._change(folder, contents, batch, parts.replacing(batch), new)
+            fresh = batch.filter(pc.invert(batches.is_among(batch, held)))
+            if fresh.num_rows:
+                groups = parts.split(fresh)
+                new[part_name("more", secrets.token_hex(8))] = folder.stage(schema, groups)
+            folder.put(contents, new)
+
+    def delete(self, collection: str, ids: pa.RecordBatch) -> None:
+        """Remove these ids; those that aren't there are no error."""
+        with self._changing(collection) as (folder, contents), folder.staging() as new:
+            self._change(folder, contents, ids, parts.removing(ids), new)
+            folder.put(contents, new)
+
+    @contextmanager
+    def load_part(self, collection: str, part: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
+        """Write one partition's file, as a whole in the place of the one before.
+
+        In a finished collection it is published at once, and what other files hold under its ids goes.
+        """
+        name = part_name("part", part)
+        with ExitStack() as stack:
+            with self._changing(collection) as (folder, contents):
+                schema = contents.known_schema
+                folder.hidden.make()
+                hidden, sink = stack.enter_context(folder.hidden.temporary())
+            with self.translating(collection):
+                writer = stack.enter_context(parts.PartWriter(sink, batches.arrow_schema(schema)))
+
+            def write(batch: pa.RecordBatch) -> None:
+                with self.translating(collection):
+                    writer.write(batches.conform(batch, schema, where=self.address(collection)))
+
+            yield write
+            with self.translating(collection):
+                stack.close()
+        with self._changing(collection) as (folder, contents), folder.staging() as new:
+            new[name] = hidden
+            if contents.state is State.FINISHED:
+                ids = parts.read_ids(folder.hidden, hidden)
+                self._change(folder, contents.without(name), ids, parts.removing(ids), new)
+            folder.put(contents, new)
+
+    def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:
+        """Return what a load wrote for these ids: from the part's own file, or where they went since."""
+        name = part_name("part", part)
+
+        def read(contents: Contents, schema: CollectionSchema) -> pa.RecordBatch:
+            others = contents.without(name).files.values()
+            own = [contents.files[name]] if name in contents.files else []
+            return self._reader.fetch([*own, *others], schema, ids)
+
+        return self._steadily(collection, read)
+
+    def begin_load(self, collection: str) -> None:
+        """Carry through what a writer was killed in; a collection is ready to be loaded from `create` on."""
+        with self._changing(collection):
+            pass
+
+    def finish_load(self, collection: str) -> None:
+        """Publish the files of a first load, and with them the collection."""
+        with self._changing(collection) as (folder, contents):
+            folder.finish(contents)
+
+    # ── search ───────────────────────────────────────────────────────────────────────────────────────
+
+    def search(
+        self, collection: str, vector: Any, *, limit: int, name: str = "", where: Filter | None = None
+    ) -> list[tuple[Any, float]]:
+        """Return the nearest `(id, distance)` by reading every record."""
+
+        def searched(contents: Contents, schema: CollectionSchema) -> list[tuple[Any, float]]:
+            found = (batch for file in contents.files.values() for batch in self._reader.scan(file, schema))
+            if where is not None:
+                found = (batch.filter(filters.mask(where, batch)) for batch in found)
+            address = self.address(collection)
+            return nearest(found, vector, schema, name=name, limit=limit, where=address)
+
+        return self._steadily(collection, searched)
+
+    def translate(self, error: Exception, collection: str | None = None) -> MigrationError:
+        """Return the error for what the file system or pyarrow raised."""
+        where = self.address(collection)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return DiskFullError(
+                f"{where}: no room is left to write ({error.strerror}); what was written before is whole: "
+                "make room and run again",
+                store=self.kind,
+                collection=collection,
+            )
+        return StoreRefusedError(f"{where}: {type(error).__name__}: {error}", store=self.kind)
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _folder(self, collection: str) -> CollectionFolder:
+        if collection in ("", ".", "..", LOADING) or not set("/\\\0").isdisjoint(collection):
+            raise ConfigurationError(
+                f"parquet: {collection!r} can't be the name of a collection here: expected a folder's name "
+                "without / \\ or NUL",
+                collection=collection,
+            )
+        return CollectionFolder(LocalFolder(self.path / collection))
+
+    def _contents(self, collection: str) -> tuple[Contents, CollectionSchema]:
+        with self.translating(collection):
+            contents = self._folder(collection).contents()
+            if contents is None:
+                raise CollectionNotFoundError(
+                    f"{self.address(collection)} isn't there: a folder with Parquet files was expected; "
+                    f"there are: {', '.join(self.list_collections()) or 'none'}",
+                    store=self.kind,
+                    collection=collection,
+                )
+            schema = contents.schema or self._reader.plain_schema(collection, contents)
+            # The folder may have been renamed since: its name now is the collection's.
+            return contents, schema.model_copy(update={"name": collection})
+
+    def _check_finished(self, collection: str) -> None:
+        if self._contents(collection)[0].state is State.LOADING:
+            raise IncompleteError(
+                f"{self.address(collection)}: the load into it was never finished, so it can't be a source; "
+                "finish that migration, or drop the collection",
+                store=self.kind,
+                collection=collection,
+            )
+
+    def _steadily(self, collection: str, work: Callable[[Contents, CollectionSchema], _T]) -> _T:
+        """Return the work's result; it begins again where a writer replaced the files meanwhile."""
+        while True:
+            contents, schema = self._contents(collection)
+            with self.translating(collection):
+                try:
+                    return work(contents, schema)
+                except FileNotFoundError as error:
+                    if contents == self._contents(collection)[0]:
+                        raise StoreRefusedError(
+                            f"{self.address(collection)}: the file {error.filename} is gone; restore it, for "
+                            "nothing of a collection is skipped",
+                            store=self.kind,
+                            collection=collection,
+                        ) from error
+
+    def _sizes(self, contents: Contents, _: CollectionSchema) -> dict[str, tuple[bool, list[int]]]:
+        files = sorted(contents.files.items())
+        return {part: (file.is_plain, self._reader.group_records(file)) for part, file in files}
+
+    def _part(self, collection: str, contents: Contents, part: str) -> Located:
+        if part not in contents.files:
+            raise StoreRefusedError(
+                f"{self.address(collection)}: the file of part {part} is gone since the collection "
+                "was split; restore it or plan afresh",
+                store=self.kind,
+                collection=collection,
+            )
+        return contents.files[part]
+
+    @contextmanager
+    def _changing(self, collection: str) -> Iterator[tuple[CollectionFolder, Contents]]:
+        """Give the collection to the one writer that may change it now."""
+        before, _ = self._contents(collection)
+        if before.state is State.PLAIN:
+            raise UnsupportedOperationError(
+                f"{self.address(collection)} was written by another tool, and such files are never changed; "
+                "choose another target",
+                store=self.kind,
+                collection=collection,
+            )
+        folder = self._folder(collection)
+        with self.translating(collection), folder.changing():
+            yield folder, self._contents(collection)[0]
+
+    def _change(
+        self,
+        folder: CollectionFolder,
+        contents: Contents,
+        ids: pa.RecordBatch,
+        change: parts.Change,
+        new: dict[str, str],
+    ) -> pa.RecordBatch:
+        """Stage again every file that holds one of the ids, into `new` by part; return the ids held."""
+        found = [ids.slice(0, 0).select([batches.ID, batches.ID_TYPE])]
+        for part, located in contents.files.items():
+            held = self._reader.held(located, ids)
+            if held.num_rows:
+                found.append(held)
+                groups = map(change, parts.row_groups(located.folder, located.name))
+                new[part] = folder.stage(contents.known_schema, groups)
+        return pa.concat_batches(found)
+
+
+STORE = ParquetStore
