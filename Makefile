@@ -16,7 +16,6 @@ ALONE := $(if $(shell command -v flock),flock .venv.lock)
 
 export DAGSTER_HOME ?= $(CURDIR)/home
 export PIP_REQUIRE_VIRTUALENV := 1
-export DO_NOT_TRACK := 1
 
 .PHONY: demo ui test quick lint lock clean environment
 
@@ -51,7 +50,7 @@ clean:
 	@find migration_pipelines migration_pipelines_tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environment:
-	@$(ALONE) $(MAKE) --no-print-directory .venv/.project
+	@$(ALONE) $(MAKE) --silent .venv/.project
 
 .venv/.project: .venv/.packages pyproject.toml
 	@echo "Installing the project into .venv"
@@ -59,7 +58,7 @@ environment:
 	@touch $@
 
 .venv/.packages: requirements.lock
-	@$(MAKE) --no-print-directory .venv/bin/pip
+	@$(MAKE) --silent .venv/bin/pip
 	@echo "Installing the locked packages into .venv: a few minutes the first time"
 	@$(PIP) install --quiet --require-hashes --requirement requirements.lock
 	@touch $@

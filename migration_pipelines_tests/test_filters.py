@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -68,7 +69,7 @@ def reference(where: dict[str, Any], metadata: dict[str, Any]) -> bool:
     ((name, value),) = item.items()
     there = key in metadata
     sign = ordered(metadata[key], value) if there else None
-    return {
+    rules: dict[str, Callable[[], bool]] = {
         "$exists": lambda: there == value,
         "$eq": lambda: there and same(metadata[key], value),
         "$ne": lambda: not (there and same(metadata[key], value)),
@@ -78,7 +79,8 @@ def reference(where: dict[str, Any], metadata: dict[str, Any]) -> bool:
         "$lte": lambda: sign in (-1, 0),
         "$gt": lambda: sign == 1,
         "$gte": lambda: sign in (0, 1),
-    }[name]()
+    }
+    return rules[name]()
 
 
 # Few values that meet often, at the edges where types and precision meet.
