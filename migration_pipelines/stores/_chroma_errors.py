@@ -1,0 +1,56 @@
+"""What a failure of Chroma means to the caller."""
+
+from __future__ import annotations
+
+import re
+
+from migration_pipelines.errors import (
+    AuthenticationError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    ConfigurationError,
+    DimensionMismatchError,
+    DiskFullError,
+    MigrationError,
+    MissingDriverError,
+    RecordRejectedError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    TransientError,
+)
+
+# The first pattern found in "<class names of the error's family> <HTTP status>: <message>" says what an error
+# becomes, and what to do. By name, so that asking needs no driver.
+_ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
+    (r"\bImportError\b", MissingDriverError, "install the package chromadb"),
+    (r"disk is full|No space left", DiskFullError, "make room and run again"),
+    (r": (Tenant|Database) \[|to (tenant|database) ", ConfigurationError, "check `tenant` and `database`"),
+    (r"\bNotFoundError\b", CollectionNotFoundError, "check the name"),
+    (r"\b(AuthorizationError|ChromaAuthError)\b| 40[13]:", AuthenticationError, "check CHROMA_TOKEN"),
+    (r"\bUniqueConstraintError\b|\] already exists", CollectionExistsError, "choose `merge` or `replace`"),
+    (r"\bInvalidDimension|embedding with dimension", DimensionMismatchError, "choose another target"),
+    (r"\bConnect(Error|Timeout)\b|connect to a Chroma server", StoreUnavailableError, "is it running there?"),
+    (r"\b(BatchSizeExceeded|Quota)Error\b| 413:", RecordRejectedError, "too much for the server"),
+    (r"readonly database", StoreRefusedError, "its files can't be written"),
+    (r" (408|425|429|5\d\d):|\b(Transport|RateLimit|Internal)Error\b", TransientError, "try again"),
+    (r"\b(JSONDecode|Key|Index)Error\b", TransientError, "its answer was cut: try again"),
+    (r"database is locked", TransientError, "another process has the folder open"),
+    (r"", StoreRefusedError, "Chroma refuses it for good"),
+)
+
+
+def classify(error: Exception) -> tuple[type[MigrationError], str]:
+    """Return the error of `errors.py` that stands for a driver's, and what to do about it."""
+    family = " ".join(cls.__name__ for cls in type(error).__mro__)
+    text = f"{family} {_http_status(error) or ''}: {error}"
+    return next((kind, advice) for words, kind, advice in _ERRORS if re.search(words, text))
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """Return the status of the answer that an error came from, which chromadb often leaves out."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        error = error.__cause__ or error.__context__
+    return None
