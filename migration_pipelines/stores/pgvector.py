@@ -1,0 +1,615 @@
+"""PostgreSQL with the extension pgvector: a collection is a table.
+
+Tables that this tool makes and tables that it finds are read and written alike; which column is what is in
+`_pgtable.py`. Everything that is moved goes by COPY BINARY, which keeps vectors bit for bit.
+
+What `fingerprint` misses: nothing that a transaction changes; but a restored dump, a table rewritten by
+VACUUM FULL with old transaction ids frozen, or 2**32 transactions between two looks read as a change or, the
+last, could hide one. A view has no transaction ids: there every column is hashed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import pyarrow as pa
+from pydantic import PrivateAttr, SecretStr
+
+from migration_pipelines import filters
+from migration_pipelines.batch import typed_ids
+from migration_pipelines.errors import (
+    CollectionNotFoundError,
+    ConfigurationError,
+    MigrationError,
+    StoreRefusedError,
+    TransientError,
+)
+from migration_pipelines.filters import Filter
+from migration_pipelines.model import (
+    Capabilities,
+    CollectionSchema,
+    DType,
+    IdKind,
+    Metric,
+    Span,
+    ValueKind,
+    VectorField,
+    VectorKind,
+)
+from migration_pipelines.store import Address, Store
+from migration_pipelines.stores import _pgcopy as wire
+from migration_pipelines.stores import _pgerrors, _pgindex, _pgtable
+from migration_pipelines.stores._pgpool import Pool
+from migration_pipelines.stores._pgrows import Rows, distances, id_literal
+from migration_pipelines.stores._pgtable import Mapped, Table, quote
+
+_CHANGED_BY_JSONB = {ValueKind.NEGATIVE_ZERO, ValueKind.INTEGRAL_FLOAT, ValueKind.NUL_TEXT}
+# A group of rows that stays in the processor's cache while it is unpacked.
+_GROUP_BYTES = 4 << 20
+_PACK_RECORDS = 1000
+_FETCH_IDS = 4000
+_ROLES = ("id", "vector", "document", "metadata")
+_TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+
+
+class PgVectorStore(Store):
+    """A database of PostgreSQL.
+
+    Parameters
+    ----------
+    host
+        Host, or the folder of a Unix socket. Where host, user or database are None, libpq's own defaults
+        and environment variables hold.
+    id_column, vector_column, document_column, metadata_column
+        Columns of a table with other names; None finds them, "" says that there is none. With
+        `metadata_column="*"` every other column is a metadata field.
+    index_memory_mb
+        Most that an index build may ask of the server, as `maintenance_work_mem`.
+    index_workers
+        Most parallel workers of an index build.
+    """
+
+    kind: ClassVar[str] = "pgvector"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        id_kinds=frozenset(IdKind),
+        mixed_ids=False,
+        # A third of a page less heads: a B-tree takes no longer key.
+        max_id_bytes=2690,
+        id_text_refuses="\0",
+        vector_kinds=frozenset({VectorKind.DENSE, VectorKind.SPARSE}),
+        dtypes=frozenset({DType.FLOAT32, DType.FLOAT16, DType.BIT}),
+        max_dimensions=16_000,
+        named_vectors=True,
+        missing_vectors=True,
+        non_finite_vectors=False,
+        metrics=frozenset(Metric),
+        documents=True,
+        document_refuses="\0",
+        value_kinds=frozenset(ValueKind),
+        no_metadata=True,
+        namespaces=False,
+        deletes=True,
+        aliases=False,
+        stable_scan=True,
+        conditional_write=False,
+        filter_operators=frozenset(),
+        max_batch_records=None,
+        max_batch_bytes=None,
+        round_trip={
+            "metadata": "exact; a jsonb column turns -0.0 into 0.0 and 1e16 and above into integers, and refuses "
+            "NUL: where the source has these, the column is json",
+            "vectors": "bit for bit; NaN, infinities and entries of 0 in sparse vectors are refused",
+        },
+    )
+
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    database: str | None = None
+    password: SecretStr | None = None
+    sslmode: str | None = None
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
+    connect_timeout_seconds: int = 10
+    id_column: str | None = None
+    vector_column: str | None = None
+    document_column: str | None = None
+    metadata_column: str | None = None
+    index_memory_mb: int = 2048
+    index_workers: int = 2
+
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _opened: Pool | None = PrivateAttr(default=None)
+    _known: dict[str, Rows] = PrivateAttr(default_factory=dict)
+    _conflicting: set[str] = PrivateAttr(default_factory=set)
+
+    # ── identity ─────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def from_address(cls, address: Address) -> tuple[Self, str | None]:
+        """Return the store and the table that `pgvector://user@host:5432/db/table` names."""
+        query = dict(address.query)
+        unknown = set(query) - {"host", *_ROLES, *_TLS}
+        if unknown:
+            raise ConfigurationError(
+                f"pgvector: unknown option {', '.join(sorted(unknown))} in the address; there are: host, "
+                f"{', '.join((*_ROLES, *_TLS))}"
+            )
+        database, _, table = address.path.partition("/")
+        password = address.password or os.environ.get("PGVECTOR_PASSWORD") or os.environ.get("PGPASSWORD")
+        store = cls(
+            host=query.pop("host", None) or address.host,
+            port=address.port,
+            user=address.user,
+            database=database or None,
+            password=SecretStr(password) if password else None,
+            **{f"{role}_column": query[role] for role in _ROLES if role in query},
+            **{name: query[name] for name in _TLS if name in query},
+        )
+        return store, table or address.collection
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return the store of a `postgresql://` URL, such as an environment variable holds.
+
+        Raises
+        ------
+        ConfigurationError
+        """
+        scheme, separator, rest = url.partition("://")
+        if scheme not in ("postgresql", "postgres") or not separator:
+            raise ConfigurationError(
+                "the URL of PostgreSQL isn't of the form postgresql://user@host:5432/database"
+            )
+        return cls.from_address(Address.parse(f"pgvector://{rest}"))[0]
+
+    def address(self, collection: str | None = None) -> str:
+        """Return the address, with the columns that it names and without the password."""
+        socket = self.host if self.host and self.host.startswith("/") else None
+        named = {role: getattr(self, f"{role}_column") for role in _ROLES}
+        options = {"host": socket, **named, **{name: getattr(self, name) for name in _TLS}}
+        address = Address(
+            kind=self.kind,
+            user=self.user,
+            host=None if socket else self.host or ("localhost" if self.user is None else None),
+            port=self.port,
+            path="/".join((self.database or "", collection) if collection else (self.database or "",)),
+            query={name: value for name, value in options.items() if value is not None},
+        )
+        return str(address)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    def list_collections(self) -> list[str]:
+        """Return the tables with a vector column; those of another schema as `schema.table`."""
+        with self.translating(), self._pool.transaction(read_only=True) as connection:
+            return _pgtable.list_tables(connection)
+
+    def describe(self, collection: str) -> CollectionSchema:
+        """Return what the table is made of; its search indexes are among the options."""
+        with self.translating(collection), self._pool.transaction(read_only=True) as connection:
+            rows = self._look_up(connection, collection)
+            indexes = _pgindex.find_indexes(connection, rows.table)
+        table, found = rows.table, {}
+        fields = []
+        for field in rows.schema.vectors:
+            index = _pgindex.of_vector(indexes, table, field.name)
+            changes: dict[str, Any] = {}
+            if index is not None:
+                found[field.name] = index.definition
+                changes = {} if field.metric else {"metric": index.metric, "index": index.in_common_words()}
+            fields.append(field.model_copy(update=changes))
+        options: dict[str, Any] = {"metadata_type": table.metadata.type if table.metadata else None}
+        options |= {"indexes": found} if found else {}
+        options |= {"fields": [column.name for column in table.fields]} if table.fields else {}
+        return rows.schema.model_copy(update={"vectors": tuple(fields), "options": options})
+
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        """Return the exact number of records, of a filter by reading all of them without their vectors."""
+        if where is not None:
+            parts = self.scan(collection, Span(records=0), batch_records=_PACK_RECORDS, vectors=False)
+            return sum(filters.mask(where, part).true_count for part in parts)
+        with self._reading(collection) as (connection, rows):
+            return _count(connection, rows.table)
+
+    def split(
+        self, collection: str, *, span_records: int, where: Filter | None = None
+    ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
+        """Yield ranges of the id, in the column's own order; the first and the last are open.
+
+        So every id is in one of them, whatever is written later. They hold as long as the column's order
+        does: for text in a collation of the operating system, until that is upgraded.
+        """
+        with self._reading(collection, snapshot=True) as (connection, rows):
+            table = rows.table
+            if table.is_view:
+                _check_ids_of_view(connection, table, self.address(collection))
+            numbered = f"SELECT {table.id.quoted} AS id, row_number() OVER (ORDER BY {table.id.quoted}) AS n"
+            bounds = connection.execute(
+                f"SELECT id::text FROM ({numbered} FROM {table.quoted}) AS numbered "  # noqa: S608 - quoted
+                "WHERE n > 1 AND (n - 1) %% %s = 0 ORDER BY n",
+                [span_records],
+            ).fetchall()
+            records = _count(connection, table)
+        edges = [None, *(bound for (bound,) in bounds), None]
+        for lowest, below in zip(edges[:-1], edges[1:], strict=True):
+            held = min(records, span_records)
+            records -= held
+            yield Span(bounds={"from": lowest, "below": below}, records=held), None
+
+    def scan(
+        self,
+        collection: str,
+        span: Span,
+        *,
+        ids: pa.RecordBatch | None = None,
+        batch_records: int,
+        where: Filter | None = None,
+        vectors: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the records of a range of ids in no order, as one statement sees them."""
+        with self._reading(collection) as (connection, rows):
+            column, values = rows.table.id, []
+            conditions = []
+            for key, comparison in (("from", ">="), ("below", "<")):
+                if span.bounds.get(key) is not None:
+                    conditions.append(f"{column.quoted} {comparison} %s::{column.type}")
+                    values.append(span.bounds[key])
+            statement = rows.copy_out(
+                f"WHERE {' AND '.join(conditions)}" if conditions else "", vectors=vectors
+            )
+            with connection.cursor().copy(statement.encode(), values) as copy:
+                for group in wire.row_groups(copy, max_records=batch_records, max_bytes=_GROUP_BYTES):
+                    yield rows.unpack(group, vectors=vectors)
+
+    def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
+        """Return the records of these ids."""
+        found = []
+        with self._reading(collection) as (connection, rows):
+            statement = rows.copy_out(_with_ids(rows.table), vectors=vectors).encode()
+            for start in range(0, ids.num_rows, _FETCH_IDS):
+                wanted = id_literal(ids.slice(start, _FETCH_IDS), rows.table)
+                with connection.cursor().copy(statement, [wanted]) as copy:
+                    groups = wire.row_groups(copy, max_records=_FETCH_IDS, max_bytes=_GROUP_BYTES)
+                    found += [rows.unpack(group, vectors=vectors) for group in groups]
+        return pa.concat_batches(found) if found else rows.empty(vectors=vectors)
+
+    def fingerprint(self, collection: str) -> str:
+        """Return the count and a sum over hashes of each id with the transaction that wrote it."""
+        with self._reading(collection) as (connection, rows):
+            table = rows.table
+            row = "t::text" if table.is_view else f"t.{table.id.quoted}::text || ':' || t.xmin::text"
+            total, records = connection.execute(
+                f"SELECT coalesce(sum(hashtextextended({row}, 0)), 0)::text, count(*) FROM {table.quoted} t"  # noqa: S608
+            ).fetchone()
+        return f"{table.oid}:{records}:{total}"
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def create(self, schema: CollectionSchema) -> None:
+        """Create a table with the columns of a batch, and the extension if it isn't there."""
+        metadata_type = schema.options.get("metadata_type") or "jsonb"
+        if metadata_type not in ("json", "jsonb"):
+            raise ConfigurationError(
+                f"{self.address(schema.name)}: metadata_type is json or jsonb, not {metadata_type!r}"
+            )
+        with self.translating(schema.name), self._pool.transaction() as connection:
+            namespace, name = _pgtable.target(connection, schema.name)
+            _pgtable.check_name(name, what="table")
+            extension = self._extension(connection, install=True)
+            columns = _pgtable.definition(schema, extension=extension, metadata_type=metadata_type)
+            table = f"{quote(namespace)}.{quote(name)}" if namespace else quote(name)
+            connection.execute(f"CREATE TABLE {table} ({', '.join(columns)})".encode(), [])
+            connection.execute(f"COMMENT ON TABLE {table} IS %s".encode(), [_pgtable.comment(schema)])
+        self._forget(schema.name)
+
+    def drop(self, collection: str) -> None:
+        """Drop the table."""
+        with self.translating(collection), self._pool.transaction() as connection:
+            table = self._rows(connection, collection).table
+            connection.execute(f"DROP TABLE {table.quoted}".encode(), [])
+        self._forget(collection)
+
+    def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
+        """Write a batch in one COPY and one commit; rows that are there are deleted in the same transaction.
+
+        Most batches of a migration replace nothing: the delete is left out until an id is found taken.
+        """
+        import psycopg
+
+        with self.translating(collection):
+            if collection not in self._conflicting:
+                try:
+                    return self._copy_in(collection, batch, replace=False)
+                except psycopg.errors.UniqueViolation as error:
+                    if not self._is_about_id(collection, error):
+                        raise
+                    self._conflicting.add(collection)
+            try:
+                return self._copy_in(collection, batch, replace=True)
+            except psycopg.errors.UniqueViolation as error:
+                if not self._is_about_id(collection, error):
+                    raise
+                raise TransientError(
+                    f"{self.address(collection)}: another session wrote the same ids meanwhile"
+                ) from error
+
+    def delete(self, collection: str, ids: pa.RecordBatch) -> None:
+        """Delete the rows of these ids."""
+        with self.translating(collection), self._pool.transaction() as connection:
+            _delete(connection, self._rows(connection, collection).table, ids)
+
+    def begin_load(self, collection: str) -> None:
+        """Check that the table is there; a table of this tool has no search index before `finish_load`."""
+        with self._reading(collection):
+            return
+
+    def finish_load(self, collection: str) -> None:
+        """Build the search indexes of a table of this tool, and its statistics; leave other tables alone."""
+        with self._reading(collection) as (connection, rows):
+            table = rows.table
+            if table.made is None:
+                return
+            extension = self._extension(connection)
+            there = _pgindex.find_indexes(connection, table)
+            records = _count(connection, table)
+        for field in rows.schema.vectors:
+            planned = _pgindex.plan_index(table, field, rows=records, extension=extension)
+            if planned is not None and _pgindex.of_vector(there, table, field.name) is None:
+                with self.translating(collection):
+                    self._build(table, planned)
+        with self.translating(collection), self._pool.transaction() as connection:
+            connection.execute(f"ANALYZE {table.quoted}".encode(), [])
+
+    # ── search ───────────────────────────────────────────────────────────────────────────────────────
+
+    def search(
+        self, collection: str, vector: Any, *, limit: int, name: str = "", where: Filter | None = None
+    ) -> list[tuple[Any, float]]:
+        """Return the nearest ids; with a filter by reading in order of distance until enough match."""
+        with self._reading(collection) as (connection, rows):
+            if name not in rows.table.vectors:
+                raise ConfigurationError(
+                    f"{self.address(collection)}: no vector {name!r}; there are {sorted(rows.table.vectors)}"
+                )
+            query = _pgindex.Query(
+                connection, rows.table, _field(rows.schema, name), extension=self._extension(connection)
+            )
+            query.allow_index(limit=limit, filtered=where is not None)
+            selected = f"{rows.selected(vectors=False)}, ({query.distance})::float8"
+            statement = (
+                f"COPY (SELECT {selected} FROM {rows.table.quoted} WHERE {query.column.quoted} IS NOT NULL "  # noqa: S608
+                f"ORDER BY {query.distance}{'' if where is not None else f' LIMIT {int(limit)}'}) TO STDOUT (FORMAT BINARY)"
+            )
+            asked = query.literal(vector)
+            nearest: list[tuple[Any, float]] = []
+            with connection.cursor().copy(statement.encode(), [asked, asked]) as copy:
+                for group in wire.row_groups(copy, max_records=_PACK_RECORDS, max_bytes=_GROUP_BYTES):
+                    *fields, far = wire.unpack(group, [*rows.skips(vectors=False), 0])
+                    part = rows.assemble(fields, vectors=False)
+                    keep = [True] * part.num_rows if where is None else filters.mask(where, part).to_pylist()
+                    pairs = zip(typed_ids(part), distances(far).tolist(), keep, strict=True)
+                    nearest += [(found, distance) for found, distance, kept in pairs if kept]
+                    if len(nearest) >= limit:
+                        break
+        return nearest[:limit]
+
+    # ── fit ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def adapt(self, schema: CollectionSchema, kinds: Mapping[str, Mapping[str, int]]) -> CollectionSchema:
+        """Return the schema with `jsonb` for metadata, or `json` where `jsonb` would change or refuse a value."""
+        found = {ValueKind(kind) for counts in kinds.values() for kind, count in counts.items() if count}
+        verbatim = bool(found & _CHANGED_BY_JSONB) or any("\0" in key for key in kinds)
+        return schema.model_copy(update={"options": {"metadata_type": "json" if verbatim else "jsonb"}})
+
+    def exact_kinds(self, schema: CollectionSchema) -> frozenset[str]:
+        """Return the kinds that the metadata column keeps; an SQL NULL in a field's own column is no null."""
+        kinds = set(self.capabilities.value_kinds)
+        if schema.options.get("metadata_type", "jsonb") != "json":
+            kinds -= _CHANGED_BY_JSONB
+        if schema.options.get("fields"):
+            kinds.discard(ValueKind.NULL)
+        return frozenset(kind.value for kind in kinds)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def close(self) -> None:
+        """Close the connections that nobody uses, and forget the tables."""
+        with self._lock:
+            pool, self._opened = self._opened, None
+            self._known.clear()
+        if pool is not None:
+            pool.close()
+
+    def translate(self, error: Exception, collection: str | None = None) -> MigrationError:
+        """Return the project's error for PostgreSQL's."""
+        if collection is not None:
+            # The table may be another by now.
+            self._known.pop(collection, None)
+        where = self.address(collection)
+        found = _pgerrors.translate(error, where=where, secret=self._secret)
+        if isinstance(found, CollectionNotFoundError):
+            return _pgtable.not_found(where, self.list_collections())
+        return found
+
+    @property
+    def _secret(self) -> str | None:
+        return self.password.get_secret_value() if self.password else None
+
+    @property
+    def _pool(self) -> Pool:
+        with self._lock:
+            if self._opened is None:
+                options = {
+                    "host": self.host,
+                    "port": self.port,
+                    "user": self.user,
+                    "dbname": self.database,
+                    "password": self._secret,
+                    **{name: getattr(self, name) for name in _TLS},
+                }
+                self._opened = Pool(
+                    {
+                        **{name: value for name, value in options.items() if value is not None},
+                        "connect_timeout": self.connect_timeout_seconds,
+                        "application_name": "migration_pipelines",
+                        "client_encoding": "UTF8",
+                    }
+                )
+            return self._opened
+
+    @contextmanager
+    def _reading(self, collection: str, *, snapshot: bool = False) -> Iterator[tuple[Any, Rows]]:
+        with (
+            self.translating(collection),
+            self._pool.transaction(read_only=True, snapshot=snapshot) as connection,
+        ):
+            yield connection, self._rows(connection, collection)
+
+    def _rows(self, connection: Any, collection: str) -> Rows:
+        known = self._known.get(collection)
+        return known or self._look_up(connection, collection)
+
+    def _look_up(self, connection: Any, collection: str) -> Rows:
+        where = self.address(collection)
+        mapped = Mapped(**{role: getattr(self, f"{role}_column") for role in _ROLES})
+        table = _pgtable.find_table(connection, collection, mapped, where=where)
+        vectors = tuple(self._sized(connection, table, table.vector_field(name)) for name in table.vectors)
+        schema = CollectionSchema(
+            name=collection,
+            vectors=vectors,
+            id_kinds=frozenset({table.id_kind}),
+            has_documents=table.document is not None,
+            properties=table.made.properties if table.made else {},
+        )
+        rows = Rows(table=table, schema=schema, where=where)
+        if all(field.dimensions or field.kind is VectorKind.SPARSE for field in vectors):
+            self._known[collection] = rows
+        return rows
+
+    def _sized(self, connection: Any, table: Table, field: VectorField) -> VectorField:
+        """Return a vector field whose dimensions, where the column has none, are the first record's."""
+        if field.dimensions or field.kind is VectorKind.SPARSE:
+            return field
+        column = table.vectors[field.name].quoted
+        row = connection.execute(
+            f"SELECT {quote(self._extension(connection))}.vector_dims({column}) FROM {table.quoted} "  # noqa: S608
+            f"WHERE {column} IS NOT NULL LIMIT 1".encode(),
+            [],
+        ).fetchone()
+        return table.vector_field(field.name, dimensions=row[0] if row else None)
+
+    def _extension(self, connection: Any, *, install: bool = False) -> str:
+        """Return the schema that the extension lives in."""
+        import psycopg
+
+        find = (
+            "SELECT n.nspname FROM pg_catalog.pg_extension e "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
+        )
+        row = connection.execute(find).fetchone()
+        if row is None and install:
+            try:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            except psycopg.errors.UniqueViolation as error:
+                raise TransientError(
+                    f"{self.address()}: another session installs the extension vector"
+                ) from error
+            except (psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.OperationalError) as error:
+                reason = _pgerrors.redacted(error.diag.message_primary or "", self._secret)
+                raise StoreRefusedError(
+                    f"{self.address()}: the extension vector isn't installed in this database and can't be: {reason}; "
+                    "install pgvector on the server and have a superuser run CREATE EXTENSION vector"
+                ) from error
+            row = connection.execute(find).fetchone()
+        if row is None:
+            raise StoreRefusedError(
+                f"{self.address()}: the extension vector isn't installed in this database; run CREATE EXTENSION vector"
+            )
+        found: str = row[0]
+        return found
+
+    def _forget(self, collection: str) -> None:
+        self._known.pop(collection, None)
+        self._conflicting.discard(collection)
+
+    def _copy_in(self, collection: str, batch: pa.RecordBatch, *, replace: bool) -> None:
+        with self._pool.transaction() as connection:
+            rows = self._rows(connection, collection)
+            rows.check(batch)
+            if replace:
+                _delete(connection, rows.table, batch)
+            statement = f"COPY {rows.table.quoted} ({rows.written()}) FROM STDIN (FORMAT BINARY)"
+            with connection.cursor().copy(statement.encode(), []) as copy:
+                copy.write(wire.HEADER)
+                for start in range(0, batch.num_rows, _PACK_RECORDS):
+                    copy.write(memoryview(rows.pack(batch.slice(start, _PACK_RECORDS))))
+                copy.write(wire.TRAILER)
+
+    def _is_about_id(self, collection: str, error: Any) -> bool:
+        """Whether an id was taken, and not a value of some other unique column."""
+        known = self._known.get(collection)
+        name = error.diag.constraint_name
+        return known is None or any(name == index for index in known.table.id.unique_indexes)
+
+    def _build(self, table: Table, planned: _pgindex.Planned) -> None:
+        """Build an index, without workers where the server has no shared memory for them (a small /dev/shm)."""
+        import psycopg
+
+        memory_mb = min(self.index_memory_mb, 1 + (planned.build_bytes >> 20))
+        for workers in (self.index_workers, 0):
+            try:
+                with self._pool.transaction() as connection:
+                    connection.execute(
+                        "SELECT set_config('maintenance_work_mem', %s, true), "
+                        "set_config('max_parallel_maintenance_workers', %s, true)",
+                        [f"{memory_mb}MB", str(workers)],
+                    )
+                    connection.execute(planned.statement(table).encode(), [])
+                return
+            except psycopg.errors.DiskFull:
+                if not workers:
+                    raise
+            except psycopg.errors.ProgramLimitExceeded:
+                return  # a sparse vector with more entries than an index takes: searched without one
+
+
+STORE = PgVectorStore
+
+
+def _with_ids(table: Table) -> str:
+    return f"WHERE {table.id.quoted} = ANY(%s::{table.id.type}[])"
+
+
+def _delete(connection: Any, table: Table, ids: pa.RecordBatch) -> None:
+    wanted = id_literal(ids, table)
+    connection.execute(f"DELETE FROM {table.quoted} {_with_ids(table)}".encode(), [wanted])  # noqa: S608 - quoted
+
+
+def _count(connection: Any, table: Table) -> int:
+    (records,) = connection.execute(f"SELECT count(*) FROM {table.quoted}".encode(), []).fetchone()  # noqa: S608
+    return int(records)
+
+
+def _check_ids_of_view(connection: Any, table: Table, where: str) -> None:
+    """A view has no index that would keep its ids apart."""
+    records, ids = connection.execute(
+        f"SELECT count(*), count(DISTINCT {table.id.quoted}) FROM {table.quoted}".encode(),
+        [],
+    ).fetchone()
+    if records != ids:
+        raise ConfigurationError(
+            f"{where}: the id column {table.id.name!r} isn't unique and not null: {records} records, {ids} ids; "
+            "name another by ?id=",
+            expected=records,
+            found=ids,
+        )
+
+
+def _field(schema: CollectionSchema, name: str) -> VectorField:
+    return next(field for field in schema.vectors if field.name == name)
