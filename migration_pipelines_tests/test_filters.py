@@ -124,7 +124,16 @@ def test_evaluation_agrees_with_the_naive_reading(where: dict[str, Any], metadat
     assert matches(parsed(where), metadata) == reference(where, metadata)
 
 
-@given(FILTERS, METADATA, st.sets(st.sampled_from(ALL_OPERATORS)), st.sampled_from(["f", "g", ""]))
+def fields(where: Filter) -> set[str]:
+    if isinstance(where, Comparison):
+        return {where.field}
+    if isinstance(where, Not):
+        return fields(where.part)
+    assert isinstance(where, (And, Or))
+    return set().union(*map(fields, where.parts))
+
+
+@given(FILTERS, METADATA, st.sets(st.sampled_from(ALL_OPERATORS)), st.sampled_from(["f", "g", "none"]))
 def test_what_matches_a_filter_matches_its_superset(
     where: dict[str, Any], metadata: dict[str, Any], supported: set[str], unanswered: str
 ) -> None:
@@ -132,7 +141,7 @@ def test_what_matches_a_filter_matches_its_superset(
     weaker = superset(full, frozenset(supported), answers=lambda part: part.field != unanswered)
     if weaker is not None:
         assert operators(weaker) <= supported
-        assert f'"{unanswered}":' not in to_json(weaker)
+        assert unanswered not in fields(weaker)
         assert matches(weaker, metadata) or not matches(full, metadata)
 
 
