@@ -124,6 +124,7 @@ class ProfileCounter:
         self._kinds: Counter[str] = Counter()
         self._namespaces: Counter[str] = Counter()
         self._fields: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._present: Counter[str] = Counter()
         self._hashes: list[npt.NDArray[np.void]] = []
 
     def add_span(self, store: Store, collection: str, span: Span, ids: pa.RecordBatch | None) -> int:
@@ -161,6 +162,7 @@ class ProfileCounter:
         self._counts["empty_metadata"] += not metadata
         for key, value in metadata.items():
             self._fields[key].update(kind.value for kind in set(value_kinds(value)))
+            self._present[key] += value is not None
 
     def _add_refused(self, batch: pa.RecordBatch, target: Capabilities) -> None:
         self._counts["awkward_ids"] += int(awkward_ids(batch, target).sum())
@@ -196,6 +198,7 @@ class ProfileCounter:
             with_metadata=counts["with_metadata"],
             empty_metadata=counts["empty_metadata"],
             fields={field: dict(kinds) for field, kinds in sorted(self._fields.items())},
+            present=dict(sorted(self._present.items())),
             namespaces=dict(self._namespaces),
             missing_vectors=counts["missing_vectors"],
             non_finite_vectors=counts["non_finite_vectors"],

@@ -187,7 +187,8 @@ class Profile(Value):
     """What a whole collection holds, counted record by record without its vectors.
 
     `fields` counts the kinds of value (`ValueKind`) by metadata field, things inside lists and objects
-    under the field that holds them. `bytes` are those of the batches, vectors included.
+    under the field that holds them; `present` the records in which a field is there and not null. `bytes`
+    are those of the batches, vectors included.
     """
 
     records: int
@@ -200,6 +201,7 @@ class Profile(Value):
     with_metadata: int
     empty_metadata: int
     fields: Mapping[str, Mapping[str, int]]
+    present: Mapping[str, int] = Field(default_factory=dict)
     namespaces: Mapping[str, int]
     missing_vectors: int  # counted only where source and target differ in what they take
     non_finite_vectors: int  # likewise
