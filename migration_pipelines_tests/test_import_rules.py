@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 from migration_pipelines import errors
@@ -23,6 +24,14 @@ def test_imports_point_down_only() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_connectors_never_import_each_other_not_even_through_a_helper() -> None:
+    graph = grimp.build_graph("migration_pipelines", cache_dir=None)
+    connectors = {f"migration_pipelines.stores.{kind}" for kind in store_kinds()}
+    assert connectors <= graph.modules
+    for connector in connectors:
+        assert not connectors & graph.find_upstream_modules(connector)
 
 
 def loaded_by(statement: str) -> list[str]:
