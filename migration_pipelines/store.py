@@ -336,9 +336,8 @@ class Store(BaseModel, ABC):
 
 def store_kinds() -> list[str]:
     """Return the kinds of store that there are: one file each under `stores/`."""
-    from migration_pipelines import stores
-
-    return sorted(module.name for module in pkgutil.iter_modules(stores.__path__) if module.name[0] != "_")
+    folder = Path(__file__).with_name("stores")
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name[0] != "_")
 
 
 def store_class(kind: str) -> type[Store]:
