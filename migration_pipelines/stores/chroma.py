@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -33,9 +34,11 @@ from migration_pipelines import filters
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
+    DiskFullError,
     LedgerError,
     MigrationError,
     StoreUnavailableError,
+    TransientError,
 )
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import (
@@ -73,6 +76,7 @@ from migration_pipelines.stores._chroma_records import (
 _DATABASE_FILE = "chroma.sqlite3"
 _TENANT, _DATABASE, _PORT = "default_tenant", "default_database", 8000
 _NAMES_PAGE = 1000
+_ROOM_BYTES = 16 * 2**20  # a batch
 
 
 class ChromaStore(Store):
@@ -100,6 +104,7 @@ class ChromaStore(Store):
         id_kinds=frozenset({IdKind.STR}),
         mixed_ids=False,
         max_id_bytes=None,
+        empty_ids=False,
         id_text_refuses="",
         vector_kinds=frozenset({VectorKind.DENSE}),
         dtypes=frozenset({DType.FLOAT32}),
@@ -286,7 +291,7 @@ class ChromaStore(Store):
             digest = sum(xxhash.xxh3_128_intdigest(text.encode()) for text in texts) % 2**128
             return f"{handle.id}:{len(texts)}:{digest:032x}"
 
-    def for_reading(self, scratch: Path) -> Store:
+    def for_reading(self, scratch: Path) -> Self:
         """Return a store on a copy of the folder under `scratch`: Chroma writes on being opened.
 
         Raises
@@ -388,6 +393,8 @@ class ChromaStore(Store):
         if kind is CollectionNotFoundError and collection is not None:
             with contextlib.suppress(MigrationError):
                 advice = f"there are: {', '.join(self.list_collections()) or 'none'}"
+        if kind is TransientError and self._has_no_room():
+            kind, advice = DiskFullError, "its disk is full: make room and run again"
         found = str(error)[:500] or type(error).__name__
         if self.token is not None:
             found = found.replace(self.token.get_secret_value(), "***")
@@ -395,6 +402,11 @@ class ChromaStore(Store):
 
     def _is_there(self) -> bool:
         return self.path is None or (_folder(self.path) / _DATABASE_FILE).is_file()
+
+    def _has_no_room(self) -> bool:
+        # Of a full disk Chroma only says that it "failed to apply logs".
+        folder = None if self.path is None else _folder(self.path)
+        return folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < _ROOM_BYTES
 
     def _original(self) -> Path:
         """Return the folder that is spoken of, which is there; a copy's is its original."""
