@@ -181,20 +181,27 @@ def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigurationError(f"{path} can't be read: {error.strerror}") from None
     for document in documents:
         if isinstance(document, dict) and document.get("type") in (CONNECTION, MIGRATION):
-            yield document["type"], _with_environment(document.get("attributes") or {}, path)
+            yield document["type"], with_environment(document.get("attributes") or {}, path)
 
 
-def _with_environment(value: Any, path: Path) -> Any:
+def with_environment(value: Any, path: object) -> Any:
+    """Return a value with every `{{ env.NAME }}` in it filled in; `path` says where it was declared.
+
+    Raises
+    ------
+    ConfigurationError
+        The variable isn't set.
+    """
     if isinstance(value, dict):
-        return {key: _with_environment(item, path) for key, item in value.items()}
+        return {key: with_environment(item, path) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_environment(item, path) for item in value]
+        return [with_environment(item, path) for item in value]
     return (
         _ENVIRONMENT.sub(lambda match: _variable(match[1], path), value) if isinstance(value, str) else value
     )
 
 
-def _variable(name: str, path: Path) -> str:
+def _variable(name: str, path: object) -> str:
     try:
         return os.environ[name]
     except KeyError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +125,13 @@ def ignore(_event: Event) -> None:
     """Listen to nothing."""
 
 
+class Stopped(BaseException):
+    """A worker notices that the migration is being stopped.
+
+    Like KeyboardInterrupt it is no Exception: nothing on its way may take it for a fault and try again.
+    """
+
+
 @dataclass(kw_only=True)
 class Migration:
     """What the phases work on.
@@ -136,6 +144,7 @@ class Migration:
     listener: Listener = ignore
     source_store: Store | None = None  # in place of the one that the address would open, secrets and all
     target_store: Store | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)  # workers stop at their next batch
 
     def __enter__(self) -> Migration:
         return self
@@ -234,7 +243,15 @@ class Migration:
         return self.ledger.span_ids(name) if name else None
 
     def tell(self, name: str, **facts: Any) -> None:
-        """Tell the listener; one that fails doesn't hurt the migration."""
+        """Tell the listener; one that fails doesn't hurt the migration.
+
+        Raises
+        ------
+        Stopped
+            The migration is being stopped: every batch comes by here.
+        """
+        if self.stopping.is_set():
+            raise Stopped
         try:
             self.listener(Event(name=name, **facts))
         except Exception:  # noqa: BLE001 - a progress bar must not stop a migration

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, TypeVar
 
 from migration_pipelines.errors import (
     AuthenticationError,
@@ -22,6 +23,8 @@ from migration_pipelines.plan import make_plan
 from migration_pipelines.transform import transform
 from migration_pipelines.validate import Report, validate
 from migration_pipelines.verify import verify
+
+Done = TypeVar("Done")
 
 # What fails one partition of these ways fails all of them: the run stops instead of trying each.
 _STOPS_ALL = (UsageError, StoreUnavailableError, AuthenticationError, DiskFullError)
@@ -62,12 +65,11 @@ def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
     started = time.monotonic()
     with migration, migration.ledger.lease():
         make_plan(migration, fresh=fresh)
-        failed = _run_partitions(migration, migration.pending())
+        outcomes = dict(run_partitions(migration, migration.pending(), run_partition))
+        failed = {key: found for key, found in outcomes.items() if isinstance(found, MigrationError)}
         if not migration.pending():
             publish(migration)
-        different = sum(
-            error.facts.get("different", 0) for error in failed.values() if isinstance(error, MigrationError)
-        )
+        different = sum(error.facts.get("different", 0) for error in failed.values())
         report = validate(migration, seconds=time.monotonic() - started, failed=failed, different=different)
         if report.status == "complete":
             migration.source.close()
@@ -75,38 +77,40 @@ def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
         return report
 
 
-def _run_partitions(migration: Migration, keys: Iterable[str]) -> dict[str, Exception]:
-    """Run partitions, `config.workers` at a time; return the errors of those that failed."""
-    failed: dict[str, Exception] = {}
+def run_partitions(
+    migration: Migration, keys: Iterable[str], work: Callable[[Migration, str], Done]
+) -> Iterator[tuple[str, Done | MigrationError]]:
+    """Run partitions, `config.workers` at a time; yield what each gave, or its error, as they finish.
+
+    Leaving the iterator early stops the partitions in work at their next batch.
+
+    Raises
+    ------
+    UsageError, StoreUnavailableError, AuthenticationError, DiskFullError
+        What would fail every partition alike.
+    """
     waiting = iter(list(keys))
-    stop = threading.Event()
-
-    def work(key: str) -> None:
-        if not stop.is_set():
-            run_partition(migration, key)
-
+    migration.stopping.clear()
     with ThreadPoolExecutor(migration.config.workers, thread_name_prefix="partition") as pool:
-        running: dict[Future[None], str] = {}
+        running: dict[Future[Done], str] = {}
         try:
             while True:
-                for key in waiting:
-                    running[pool.submit(work, key)] = key
-                    if len(running) >= migration.config.workers:
-                        break
+                for key in islice(waiting, migration.config.workers - len(running)):
+                    running[pool.submit(work, migration, key)] = key
                 if not running:
-                    return failed
+                    return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    _settle(running.pop(future), future, failed)
+                    yield running.pop(future), _outcome(future)
         except BaseException:
-            stop.set()
+            migration.stopping.set()
             raise
 
 
-def _settle(key: str, future: Future[None], failed: dict[str, Exception]) -> None:
+def _outcome(future: Future[Any]) -> Any:
     error = future.exception()
     if error is None:
-        return
+        return future.result()
     if isinstance(error, _STOPS_ALL) or not isinstance(error, MigrationError):
         raise error
-    failed[key] = error
+    return error
