@@ -189,6 +189,7 @@ def check_losses(made: Plan) -> None:
     Raises
     ------
     LossNotAcceptedError
+        Its facts hold the `losses` that were refused and the whole `plan`, which is not frozen.
     """
     refused = [loss for loss in made.losses if not loss.accepted]
     if refused:
@@ -197,6 +198,7 @@ def check_losses(made: Plan) -> None:
         raise LossNotAcceptedError(
             f"{made.target} would change data: {listing}. Nothing was written. To accept it: {names}",
             losses=[loss.model_dump() for loss in refused],
+            plan=made,
         )
 
 
