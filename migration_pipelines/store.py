@@ -263,9 +263,11 @@ class Store(BaseModel, ABC):
 
     def begin_load(self, collection: str) -> None:
         """Get ready for a bulk load into a collection that this tool created; may be called again."""
+        self.describe(collection)  # one that isn't there is told, even where there is nothing to do
 
     def finish_load(self, collection: str) -> None:
         """Finish a bulk load: build search indexes, publish files. May be called again."""
+        self.describe(collection)
 
     # ── search, aliases ──────────────────────────────────────────────────────────────────────────────
 

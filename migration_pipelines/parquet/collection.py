@@ -221,7 +221,7 @@ class CollectionFolder:
             before = old.get(part)
             names[part] = before.next_name() if before else part + parts.SUFFIX
             self.hidden.move(hidden, self.hidden, names[part])
-        if contents.state is State.FINISHED:
+        if contents.state is State.FINISHED and new:
             kept = [file for part, file in old.items() if file is not None and part not in new]
             replaced = [file.name for part, file in old.items() if file is not None and part in new]
             made = [self._examined(name, contents.known_schema) for name in names.values()]

@@ -72,6 +72,7 @@ class MemoryStore(Store):
         id_kinds=frozenset(IdKind),
         mixed_ids=True,
         max_id_bytes=None,
+        empty_ids=True,
         id_text_refuses="",
         vector_kinds=frozenset(VectorKind),
         dtypes=frozenset(DType),

@@ -1,0 +1,24 @@
+"""One engine of each store for the whole session."""
+
+from __future__ import annotations
+
+import pytest
+
+from migration_pipelines_tests.conformance import all_harnesses
+from migration_pipelines_tests.harnesses.base import Harness
+
+
+@pytest.fixture(scope="session", params=all_harnesses(), ids=lambda harness: harness.__name__)
+def harness(request, tmp_path_factory):
+    """A running engine of one store; each test makes collections of its own in it."""
+    with request.param.start(tmp_path_factory.mktemp(request.param.__name__)) as running:
+        yield running
+
+
+@pytest.fixture
+def store(request, harness: Harness):
+    """The store under test; what it can't pass is expected to fail, for the reason that its harness gives."""
+    name = request.node.originalname
+    if name in harness.known_gaps():
+        request.applymarker(pytest.mark.xfail(reason=harness.known_gaps()[name], strict=True))
+    return harness.store
