@@ -26,6 +26,7 @@ TYPED = "$typed"
 # orjson turns integers above 64 bits into doubles without a word: such texts go to a slower parser.
 _TYPED_BYTES = TYPED.encode()
 _LONG_DIGITS = re.compile(r"\d{19}")
+_CUT = b',"\\u0000",'
 _NINETEEN_ZEROS = b"0" * 19
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _INT64 = range(-(2**63), 2**63)
@@ -79,16 +80,22 @@ def canonical(text: str) -> str:
     return dump_metadata(load_metadata(text))
 
 
-def canonical_texts(texts: Sequence[bytes | None]) -> list[str | None]:
-    """Return the canonical forms of JSON objects' texts, None for None; faster than one by one.
+def canonical_texts(texts: Sequence[bytes | None]) -> list[bytes | None]:
+    """Return the canonical forms of valid texts of JSON objects, None for None.
 
-    Only where no text holds long digits or the reserved key may a plain parser be trusted with all.
+    All of them are parsed and dumped as one list, several times faster than one by one, with a text between
+    them that shows where to cut. Long digits, the reserved key, or that text in a value need the slow way.
     """
-    joined = b"\n".join(text for text in texts if text is not None)
+    present = [text for text in texts if text is not None]
+    joined = _CUT.join(present)
     if _TYPED_BYTES in joined or _NINETEEN_ZEROS in joined.translate(_DIGITS_TO_ZEROS):
-        return [None if text is None else canonical(text.decode()) for text in texts]
-    load, dump, options = orjson.loads, orjson.dumps, _DUMP_OPTIONS
-    return [None if text is None else dump(load(text), None, options).decode() for text in texts]
+        return [None if text is None else canonical(text.decode()).encode() for text in texts]
+    dumped = orjson.dumps(orjson.loads(b"[" + joined + b"]"), None, _DUMP_OPTIONS)
+    parts = dumped[1:-1].split(_CUT) if present else []
+    if len(parts) != len(present):
+        return [None if text is None else canonical(text.decode()).encode() for text in texts]
+    found = iter(parts)
+    return [None if text is None else next(found) for text in texts]
 
 
 def _dump(value: Any) -> str:
