@@ -74,7 +74,7 @@ def vector_type(field: VectorField) -> pa.DataType:
 
 def arrow_schema(schema: CollectionSchema, *, vectors: bool = True) -> pa.Schema:
     """Return the columns of a collection's batches; without vectors, those of its ids and texts."""
-    fields = [pa.field(ID, pa.string(), nullable=False), pa.field(ID_TYPE, pa.string(), nullable=False)]
+    fields = [pa.field(ID, pa.string()), pa.field(ID_TYPE, pa.string())]
     if vectors:
         fields += [pa.field(vector_column(field.name), vector_type(field)) for field in schema.vectors]
     fields += [pa.field(DOCUMENT, pa.string()), pa.field(METADATA, pa.string())]

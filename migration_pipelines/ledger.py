@@ -148,10 +148,10 @@ class Ledger:
         return orjson.loads(path.read_bytes()) if path.exists() else None
 
     def clear(self) -> None:
-        """Forget everything but the lease, for a fresh plan."""
+        """Forget everything but the lease and what can be made again, for a fresh plan."""
         for name in ("prepared.json", "report.json"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("staged", "spans", "receipts", "rejects", "scratch"):
+        for name in ("staged", "spans", "receipts", "rejects"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _read(self, name: str, kind: type[V]) -> V | None:

@@ -64,6 +64,8 @@ def awkward_ids(batch: pa.RecordBatch, target: Capabilities) -> npt.NDArray[np.b
     """Return bool[n_records]: text ids that the target can't hold for their length or characters."""
     column = batch.column(ID)
     bad = np.zeros(batch.num_rows, bool)
+    if not target.empty_ids:
+        bad |= pc.equal(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
     if target.max_id_bytes is not None:
         bad |= pc.greater(pc.binary_length(column), target.max_id_bytes).to_numpy(zero_copy_only=False)
     for refused in target.id_text_refuses:

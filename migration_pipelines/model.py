@@ -126,6 +126,7 @@ class Capabilities(Value):
     id_kinds: frozenset[IdKind]
     mixed_ids: bool  # ids of several kinds in one collection stay different
     max_id_bytes: int | None
+    empty_ids: bool  # a text id may be empty
     id_text_refuses: str  # characters that a string id can't hold
     vector_kinds: frozenset[VectorKind]
     dtypes: frozenset[DType]

@@ -1,6 +1,6 @@
 """A migration in a process of its own, killed by SIGKILL at a named point or after a time.
 
-A forkserver that has imported the engine starts each process in milliseconds, so that many kills fit into a test.
+A forkserver that has imported the engine starts each process in milliseconds: many kills fit into a test.
 What the process did is appended to a log, event by event, which survives it.
 """
 

@@ -1,4 +1,4 @@
-"""G1: killed by SIGKILL at any instant, any number of times, and run again: everything is there once, equal."""
+"""G1: killed by SIGKILL at any instant, any number of times, and run again: all is there once, equal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from migration_pipelines.migration import MigrationConfig, ledger_for
 from migration_pipelines.model import Metric
 from migration_pipelines_tests import crashing
 from migration_pipelines_tests.harnesses.base import Harness
-from migration_pipelines_tests.harnesses.parquet import ParquetHarness
+from migration_pipelines_tests.harnesses.parquet import Parquet
 from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness
 from migration_pipelines_tests.records import Record, by_id, plain_records, plain_schema
 
@@ -72,12 +72,14 @@ class Scene:
         return self.folder / "events.log"
 
 
-@pytest.fixture(scope="module", params=[ParquetHarness, PgVectorHarness], ids=["parquet", "pgvector"])
+@pytest.fixture(scope="module", params=[Parquet, PgVectorHarness], ids=["parquet", "pgvector"])
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("crash")
+    for name in ("source", "target"):
+        (folder / name).mkdir()
     records = plain_records(PARTITIONS * PARTITION_SIZE, dimensions=16)
     records[7] = Record(id="nul", vectors=records[7].vectors, document="a\0b", metadata={"x": 1e22})
-    with ParquetHarness.start(folder / "source") as source, request.param.start(folder / "target") as target:
+    with Parquet.start(folder / "source") as source, request.param.start(folder / "target") as target:
         source.write(plain_schema("docs", dimensions=16, metric=Metric.COSINE), records)
         yield Scene(source, target, folder, records)
 
@@ -89,7 +91,7 @@ def check_whole(scene: Scene, collection: str) -> None:
     expected, arrived = by_id(scene.records), by_id(found)
     assert arrived.keys() == expected.keys()
     changed = [key for key in expected if arrived[key] != expected[key]]
-    held_in_envelope = [] if isinstance(scene.target, ParquetHarness) else [("str", "nul")]
+    held_in_envelope = [] if isinstance(scene.target, Parquet) else [("str", "nul")]
     assert changed == held_in_envelope
 
 
@@ -105,7 +107,7 @@ def finish(scene: Scene, collection: str) -> None:
 @pytest.mark.parametrize(("event", "times"), NAMED_POINTS, ids=lambda value: str(value))
 def test_killed_at_a_named_point(scene: Scene, event: str, times: int) -> None:
     collection = f"at_{event.replace('-', '_')}_{times}"
-    if event == "transformed" and isinstance(scene.target, ParquetHarness):
+    if event == "transformed" and isinstance(scene.target, Parquet):
         pytest.skip("Parquet holds these records as they are: nothing is transformed")
     status = scene.run(collection, die_at=(event, times))
     assert status == -9
