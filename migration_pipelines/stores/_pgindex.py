@@ -1,4 +1,4 @@
-"""Search indexes: those that a table has, the one to build for a vector, and how to search with it.
+"""Search indexes: those that a table has, and the one to build for a vector.
 
 Limits: https://github.com/pgvector/pgvector#indexing, and the operator classes of the extension.
 """
@@ -9,15 +9,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import xxhash
 
-from migration_pipelines.model import DType, Metric, VectorField, VectorKind
-from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
+from migration_pipelines.model import Metric, VectorField, VectorKind
+from migration_pipelines.stores._pgpool import Pool
 from migration_pipelines.stores._pgtable import Column, Table, quote
 
 # operator, word in the names of operator classes
-_METRICS = {
+METRICS = {
     Metric.COSINE: ("<=>", "cosine"),
     Metric.DOT: ("<#>", "ip"),
     Metric.EUCLIDEAN: ("<->", "l2"),
@@ -34,9 +33,6 @@ _IVF = {
 }  # fmt: skip
 _METHODS = {"hnsw": "hnsw", "ivfflat": "ivf"}
 _DEFAULT_M = 16
-# Bounds of `hnsw.ef_search`, below by its default, and lists that an IVFFlat search looks into.
-_MIN_EF_SEARCH, _MAX_EF_SEARCH = 40, 1000
-_PROBES = 10
 _MIN_BUILD_BYTES = 64 << 20
 
 _FIND_INDEXES = """
@@ -65,7 +61,7 @@ class Index:
     @property
     def metric(self) -> Metric | None:
         """The distance that it answers."""
-        for metric, (_, word) in _METRICS.items():
+        for metric, (_, word) in METRICS.items():
             if self.operator_class.endswith(f"_{word}_ops"):
                 return metric
         return None
@@ -132,7 +128,7 @@ def plan_index(table: Table, vector: VectorField, *, rows: int, extension: str) 
     column = table.vectors[vector.name]
     if vector.metric is None or (vector.kind is VectorKind.DENSE and not vector.dimensions):
         return None
-    _, word = _METRICS[vector.metric]
+    _, word = METRICS[vector.metric]
     kind, expression = column.type, column.quoted
     dimensions = vector.dimensions or 0
     if kind == "vector" and dimensions > _MAX_DIMENSIONS["vector"]:
@@ -152,59 +148,35 @@ def plan_index(table: Table, vector: VectorField, *, rows: int, extension: str) 
     )
 
 
-class Query:
-    """The parts of a statement that searches by one vector.
+def build(pool: Pool, table: Table, planned: Planned, *, max_memory_mb: int, workers: int) -> None:
+    """Build an index, without workers where the server has no shared memory for them (a small /dev/shm).
 
-    Parameters
-    ----------
-    connection
-        In the transaction of the search: what is set there ends with it.
+    A sparse vector with more entries than an index takes is left without one.
     """
+    import psycopg
 
-    def __init__(self, connection: Any, table: Table, vector: VectorField, *, extension: str) -> None:
-        self.column = table.vectors[vector.name]
-        self._connection = connection
-        self._vector = vector
-        index = of_vector(find_indexes(connection, table), table, vector.name)
-        # An index over a cast answers only what is asked by the same cast.
-        cast = index is not None and index.column is None and vector.dimensions
-        kind = "halfvec" if cast else self.column.type
-        stored = half_cast(self.column, vector.dimensions or 0, extension) if cast else self.column.quoted
-        asked = f"%s::{kind}" if kind == "bit" else f"%s::{quote(extension)}.{kind}"
-        asked += f"({vector.dimensions})" if vector.dimensions and kind != "sparsevec" else ""
-        self.distance = f"({stored}) {operator_for(vector, extension)} {asked}"
-
-    def allow_index(self, *, limit: int, filtered: bool) -> None:
-        """Let an index answer as well as it can; forbid it where it would end before enough is found."""
-        if filtered or limit > _MAX_EF_SEARCH:
-            self._connection.execute("SET LOCAL enable_indexscan = off")
+    memory_mb = min(max_memory_mb, 1 + (planned.build_bytes >> 20))
+    for parallel in (workers, 0):
+        try:
+            with pool.transaction() as connection:
+                connection.execute(
+                    "SELECT set_config('maintenance_work_mem', %s, true), "
+                    "set_config('max_parallel_maintenance_workers', %s, true)",
+                    [f"{memory_mb}MB", str(parallel)],
+                )
+                connection.execute(planned.statement(table).encode(), [])
+        except psycopg.errors.DiskFull:
+            if not parallel:
+                raise
+        except psycopg.errors.ProgramLimitExceeded:
             return
-        search = min(_MAX_EF_SEARCH, max(_MIN_EF_SEARCH, 2 * limit))
-        self._connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(search)])
-        self._connection.execute("SELECT set_config('ivfflat.probes', %s, true)", [str(_PROBES)])
-
-    def literal(self, vector: Any) -> str:
-        """Return the text of a vector to search by."""
-        if self._vector.kind is VectorKind.SPARSE:
-            pairs = sorted(zip(vector["indices"], vector["values"], strict=True))
-            entries = ",".join(f"{int(index) + 1}:{float(value)!r}" for index, value in pairs)
-            return f"{{{entries}}}/{self._vector.dimensions or SPARSE_MAX_DIMENSIONS}"
-        if self._vector.dtype is DType.BIT:
-            bits = np.unpackbits(np.asarray(vector, np.uint8))[: self._vector.dimensions]
-            return "".join(map(str, bits.tolist()))
-        return f"[{','.join(map(repr, np.asarray(vector, np.float64).tolist()))}]"
+        else:
+            return
 
 
 def half_cast(column: Column, dimensions: int, extension: str) -> str:
     """Return the expression that is indexed in place of a vector of more dimensions than an index takes."""
     return f"{column.quoted}::{quote(extension)}.halfvec({dimensions})"
-
-
-def operator_for(vector: VectorField, extension: str) -> str:
-    """Return the SQL operator of a vector's metric; of one without a metric, of the plainest distance."""
-    plainest = Metric.HAMMING if vector.dtype is DType.BIT else Metric.EUCLIDEAN
-    operator, _ = _METRICS[vector.metric or plainest]
-    return f"OPERATOR({quote(extension)}.{operator})".replace("%>", "%%>")
 
 
 def _options(vector: VectorField, method: str, rows: int) -> dict[str, int]:

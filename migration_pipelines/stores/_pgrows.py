@@ -12,12 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
-from migration_pipelines.errors import DimensionMismatchError, RecordRejectedError, StoreRefusedError
+from migration_pipelines.errors import (
+    ConfigurationError,
+    DimensionMismatchError,
+    RecordRejectedError,
+    StoreRefusedError,
+)
 from migration_pipelines.metadata import canonical_texts
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
 from migration_pipelines.stores import _pgcopy as wire
 from migration_pipelines.stores import _pgvalues as values
-from migration_pipelines.stores._pgtable import Column, Table
+from migration_pipelines.stores._pgschema import extension_schema
+from migration_pipelines.stores._pgtable import Column, Mapped, Table, find_table, quote
 
 _INT_OCTETS = {"int2": 2, "int4": 4, "int8": 8}
 _FLOATS = {"vector": "f4", "halfvec": "f2"}
@@ -35,6 +41,18 @@ class Rows:
     schema: CollectionSchema
     where: str
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether the dimensions of all vectors are known."""
+        return all(field.dimensions or field.kind is VectorKind.SPARSE for field in self.schema.vectors)
+
+    def field(self, name: str) -> VectorField:
+        """Return the vector field of that name."""
+        for field in self.schema.vectors:
+            if field.name == name:
+                return field
+        raise ConfigurationError(f"{self.where}: no vector {name!r}; there are {sorted(self.table.vectors)}")
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
     def selected(self, *, vectors: bool) -> str:
@@ -44,9 +62,9 @@ class Rows:
             for column in self._columns(vectors=vectors)
         )
 
-    def copy_out(self, condition: str, *, vectors: bool) -> str:
-        """Return the statement that reads the rows of a condition."""
-        selected = self.selected(vectors=vectors)
+    def copy_out(self, condition: str, *, vectors: bool, more: str = "") -> str:
+        """Return the statement that reads the rows of a condition, and maybe more columns of them."""
+        selected = self.selected(vectors=vectors) + more
         query = f"SELECT {selected} FROM {self.table.quoted} {condition}"  # noqa: S608 - names are quoted
         return f"COPY ({query}) TO STDOUT (FORMAT BINARY)"
 
@@ -121,7 +139,7 @@ class Rows:
             octets = b"" if field.buffers()[2] is None else field.buffers()[2].to_pybytes()
             if not any(mark in octets for mark in _NOT_CANONICAL):
                 return wire.text_column(field)
-        texts = pa.array(canonical_texts(field.to_pylist()), pa.string())
+        texts = pa.array(canonical_texts(field.to_pylist()), pa.binary()).view(pa.string())
         # A JSON null has no fields to keep: it is read as no metadata.
         texts = pc.if_else(pc.equal(texts, "null"), pa.scalar(None, pa.string()), texts)
         if not pc.all(pc.starts_with(texts, "{"), min_count=0).as_py():
@@ -224,6 +242,32 @@ class Rows:
                 "a text column `document`"
             )
         return []
+
+
+def find_rows(connection: Any, collection: str, mapped: Mapped, *, where: str) -> Rows:
+    """Return the rows of a table, looked up in the catalog."""
+    table = find_table(connection, collection, mapped, where=where)
+    schema = CollectionSchema(
+        name=collection,
+        vectors=tuple(_sized(connection, table, table.vector_field(name), where) for name in table.vectors),
+        id_kinds=frozenset({table.id_kind}),
+        has_documents=table.document is not None,
+        properties=table.made.properties if table.made else {},
+    )
+    return Rows(table=table, schema=schema, where=where)
+
+
+def _sized(connection: Any, table: Table, field: VectorField, where: str) -> VectorField:
+    """Return a vector field whose dimensions, where the column has none, are the first record's."""
+    if field.dimensions or field.kind is VectorKind.SPARSE:
+        return field
+    column, extension = table.vectors[field.name].quoted, extension_schema(connection, where=where)
+    row = connection.execute(
+        f"SELECT {quote(extension)}.vector_dims({column}) FROM {table.quoted} "  # noqa: S608 - quoted
+        f"WHERE {column} IS NOT NULL LIMIT 1".encode(),
+        [],
+    ).fetchone()
+    return table.vector_field(field.name, dimensions=row[0] if row else None)
 
 
 def _width(field: pa.Array, dtype: str) -> int:

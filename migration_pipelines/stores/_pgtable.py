@@ -1,4 +1,4 @@
-"""Tables: what the catalog says of one, which column plays which role, and the tables that this tool makes.
+"""Tables: what the catalog says of one, and which column plays which role.
 
 A tool-made table has the columns of a batch (`id`, `vector`, `vector:<name>`, `document`, `metadata`) and a
 comment, JSON with the key `migration_pipelines`, that keeps what columns can't say: metrics, index
@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError as ShapeError
 
-from migration_pipelines.batch import DOCUMENT, ID, METADATA, vector_column
-from migration_pipelines.errors import CollectionNotFoundError, ConfigurationError, UnsupportedOperationError
-from migration_pipelines.metadata import dump_metadata, load_metadata
+from migration_pipelines.batch import ID
+from migration_pipelines.errors import CollectionNotFoundError, ConfigurationError
+from migration_pipelines.metadata import load_metadata
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
 from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
 
@@ -35,8 +35,7 @@ _ID_KINDS = {
     "text": IdKind.STR,
     "varchar": IdKind.STR,
 }
-_ID_TYPES = {IdKind.INT: "bigint", IdKind.UUID: "uuid", IdKind.STR: 'text COLLATE "C"'}
-_VECTOR_TYPES = {
+VECTOR_TYPES = {
     "vector": (VectorKind.DENSE, DType.FLOAT32),
     "halfvec": (VectorKind.DENSE, DType.FLOAT16),
     "sparsevec": (VectorKind.SPARSE, DType.FLOAT32),
@@ -116,7 +115,7 @@ class Column:
         """Whether the type is one that holds vectors."""
         if self.type == "bit":
             return self.modifier >= _MIN_BIT_DIMENSIONS
-        return self.type in _VECTOR_TYPES
+        return self.type in VECTOR_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ class Table:
     def vector_field(self, name: str, **changes: Any) -> VectorField:
         """Return one vector field: the comment's, as long as it fits the column, or what the column says."""
         column = self.vectors[name]
-        kind, dtype = _VECTOR_TYPES[column.type]
+        kind, dtype = VECTOR_TYPES[column.type]
         dimensions = column.modifier if column.modifier > 0 else None
         if kind is VectorKind.SPARSE and dimensions == SPARSE_MAX_DIMENSIONS:
             dimensions = None
@@ -386,52 +385,6 @@ class _Roles:
 
 def _vector_name(column: str) -> str:
     return column.removeprefix("vector:")
-
-
-# ── tool-made tables ─────────────────────────────────────────────────────────────────────────────────
-
-
-def definition(schema: CollectionSchema, *, extension: str, metadata_type: str) -> list[str]:
-    """Return the column definitions of a table for a schema.
-
-    Parameters
-    ----------
-    extension
-        Schema that the extension `vector` lives in.
-
-    Raises
-    ------
-    ConfigurationError, UnsupportedOperationError
-    """
-    if len(schema.id_kinds) != 1:
-        raise UnsupportedOperationError(
-            f"pgvector: {schema.name}: a table holds ids of one kind, this collection has "
-            f"{', '.join(sorted(schema.id_kinds)) or 'none'}; map the ids to text"
-        )
-    (id_kind,) = schema.id_kinds
-    columns = [f"{quote(ID)} {_ID_TYPES[id_kind]} PRIMARY KEY"]
-    for field in schema.vectors:
-        name = vector_column(field.name)
-        check_name(name, what="vector column")
-        columns.append(f"{quote(name)} {_vector_type(field, extension)}")
-    if schema.has_documents:
-        columns.append(f"{quote(DOCUMENT)} text")
-    columns.append(f"{quote(METADATA)} {metadata_type}")
-    return columns
-
-
-def _vector_type(field: VectorField, extension: str) -> str:
-    for name, found in _VECTOR_TYPES.items():
-        if found == (field.kind, field.dtype):
-            dimensions = field.dimensions or SPARSE_MAX_DIMENSIONS
-            return f"{name}({dimensions})" if name == "bit" else f"{quote(extension)}.{name}({dimensions})"
-    raise UnsupportedOperationError(f"pgvector: no column type for {field.kind} vectors of {field.dtype}")
-
-
-def comment(schema: CollectionSchema) -> str:
-    """Return the comment that keeps what columns can't say."""
-    kept = schema.model_dump(mode="json", exclude={"name", "properties", "options"})
-    return dump_metadata({COMMENT_KEY: {**kept, "properties": dict(schema.properties)}})
 
 
 def _read_comment(text: str | None, collection: str) -> CollectionSchema | None:

@@ -14,18 +14,17 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import PrivateAttr, SecretStr
 
 from migration_pipelines import filters
-from migration_pipelines.batch import typed_ids
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
     MigrationError,
-    StoreRefusedError,
     TransientError,
 )
 from migration_pipelines.filters import Filter
@@ -37,19 +36,21 @@ from migration_pipelines.model import (
     Metric,
     Span,
     ValueKind,
-    VectorField,
     VectorKind,
 )
 from migration_pipelines.store import Address, Store
 from migration_pipelines.stores import _pgcopy as wire
 from migration_pipelines.stores import _pgerrors, _pgindex, _pgtable
+from migration_pipelines.stores import _pgqueries as queries
 from migration_pipelines.stores._pgpool import Pool
-from migration_pipelines.stores._pgrows import Rows, distances, id_literal
-from migration_pipelines.stores._pgtable import Mapped, Table, quote
+from migration_pipelines.stores._pgrows import Rows, find_rows, id_literal
+from migration_pipelines.stores._pgschema import create_table, extension_schema
+from migration_pipelines.stores._pgsearch import nearest
+from migration_pipelines.stores._pgtable import Mapped
 
 _CHANGED_BY_JSONB = {ValueKind.NEGATIVE_ZERO, ValueKind.INTEGRAL_FLOAT, ValueKind.NUL_TEXT}
 # A group of rows that stays in the processor's cache while it is unpacked.
-_GROUP_BYTES = 4 << 20
+_GROUP_BYTES = 1 << 20
 _PACK_RECORDS = 1000
 _FETCH_IDS = 4000
 _ROLES = ("id", "vector", "document", "metadata")
@@ -79,6 +80,7 @@ class PgVectorStore(Store):
         mixed_ids=False,
         # A third of a page less heads: a B-tree takes no longer key.
         max_id_bytes=2690,
+        empty_ids=True,
         id_text_refuses="\0",
         vector_kinds=frozenset({VectorKind.DENSE, VectorKind.SPARSE}),
         dtypes=frozenset({DType.FLOAT32, DType.FLOAT16, DType.BIT}),
@@ -100,7 +102,7 @@ class PgVectorStore(Store):
         max_batch_records=None,
         max_batch_bytes=None,
         round_trip={
-            "metadata": "exact; a jsonb column turns -0.0 into 0.0 and 1e16 and above into integers, and refuses "
+            "metadata": "exact; jsonb turns -0.0 into 0.0 and floats from 1e16 into integers, and refuses "
             "NUL: where the source has these, the column is json",
             "vectors": "bit for bit; NaN, infinities and entries of 0 in sparse vectors are refused",
         },
@@ -215,10 +217,14 @@ class PgVectorStore(Store):
             parts = self.scan(collection, Span(records=0), batch_records=_PACK_RECORDS, vectors=False)
             return sum(filters.mask(where, part).true_count for part in parts)
         with self._reading(collection) as (connection, rows):
-            return _count(connection, rows.table)
+            return queries.count(connection, rows.table)
 
     def split(
-        self, collection: str, *, span_records: int, where: Filter | None = None
+        self,
+        collection: str,
+        *,
+        span_records: int,
+        where: Filter | None = None,  # noqa: ARG002 - counted by the caller
     ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
         """Yield ranges of the id, in the column's own order; the first and the last are open.
 
@@ -226,18 +232,10 @@ class PgVectorStore(Store):
         does: for text in a collation of the operating system, until that is upgraded.
         """
         with self._reading(collection, snapshot=True) as (connection, rows):
-            table = rows.table
-            if table.is_view:
-                _check_ids_of_view(connection, table, self.address(collection))
-            numbered = f"SELECT {table.id.quoted} AS id, row_number() OVER (ORDER BY {table.id.quoted}) AS n"
-            bounds = connection.execute(
-                f"SELECT id::text FROM ({numbered} FROM {table.quoted}) AS numbered "  # noqa: S608 - quoted
-                "WHERE n > 1 AND (n - 1) %% %s = 0 ORDER BY n",
-                [span_records],
-            ).fetchall()
-            records = _count(connection, table)
-        edges = [None, *(bound for (bound,) in bounds), None]
-        for lowest, below in zip(edges[:-1], edges[1:], strict=True):
+            bounds = queries.bounds(connection, rows.table, every=span_records, where=rows.where)
+            records = queries.count(connection, rows.table)
+        edges = [None, *bounds, None]
+        for lowest, below in pairwise(edges):
             held = min(records, span_records)
             records -= held
             yield Span(bounds={"from": lowest, "below": below}, records=held), None
@@ -247,9 +245,9 @@ class PgVectorStore(Store):
         collection: str,
         span: Span,
         *,
-        ids: pa.RecordBatch | None = None,
+        ids: pa.RecordBatch | None = None,  # noqa: ARG002 - bounds say which
         batch_records: int,
-        where: Filter | None = None,
+        where: Filter | None = None,  # noqa: ARG002 - not pushed down
         vectors: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the records of a range of ids in no order, as one statement sees them."""
@@ -271,7 +269,7 @@ class PgVectorStore(Store):
         """Return the records of these ids."""
         found = []
         with self._reading(collection) as (connection, rows):
-            statement = rows.copy_out(_with_ids(rows.table), vectors=vectors).encode()
+            statement = rows.copy_out(queries.with_ids(rows.table), vectors=vectors).encode()
             for start in range(0, ids.num_rows, _FETCH_IDS):
                 wanted = id_literal(ids.slice(start, _FETCH_IDS), rows.table)
                 with connection.cursor().copy(statement, [wanted]) as copy:
@@ -282,12 +280,7 @@ class PgVectorStore(Store):
     def fingerprint(self, collection: str) -> str:
         """Return the count and a sum over hashes of each id with the transaction that wrote it."""
         with self._reading(collection) as (connection, rows):
-            table = rows.table
-            row = "t::text" if table.is_view else f"t.{table.id.quoted}::text || ':' || t.xmin::text"
-            total, records = connection.execute(
-                f"SELECT coalesce(sum(hashtextextended({row}, 0)), 0)::text, count(*) FROM {table.quoted} t"  # noqa: S608
-            ).fetchone()
-        return f"{table.oid}:{records}:{total}"
+            return queries.fingerprint(connection, rows.table)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -299,13 +292,7 @@ class PgVectorStore(Store):
                 f"{self.address(schema.name)}: metadata_type is json or jsonb, not {metadata_type!r}"
             )
         with self.translating(schema.name), self._pool.transaction() as connection:
-            namespace, name = _pgtable.target(connection, schema.name)
-            _pgtable.check_name(name, what="table")
-            extension = self._extension(connection, install=True)
-            columns = _pgtable.definition(schema, extension=extension, metadata_type=metadata_type)
-            table = f"{quote(namespace)}.{quote(name)}" if namespace else quote(name)
-            connection.execute(f"CREATE TABLE {table} ({', '.join(columns)})".encode(), [])
-            connection.execute(f"COMMENT ON TABLE {table} IS %s".encode(), [_pgtable.comment(schema)])
+            create_table(connection, schema, metadata_type=metadata_type, where=self.address(schema.name))
         self._forget(schema.name)
 
     def drop(self, collection: str) -> None:
@@ -342,7 +329,7 @@ class PgVectorStore(Store):
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
         """Delete the rows of these ids."""
         with self.translating(collection), self._pool.transaction() as connection:
-            _delete(connection, self._rows(connection, collection).table, ids)
+            queries.delete(connection, self._rows(connection, collection).table, ids)
 
     def begin_load(self, collection: str) -> None:
         """Check that the table is there; a table of this tool has no search index before `finish_load`."""
@@ -355,14 +342,15 @@ class PgVectorStore(Store):
             table = rows.table
             if table.made is None:
                 return
-            extension = self._extension(connection)
+            extension = extension_schema(connection, where=rows.where)
             there = _pgindex.find_indexes(connection, table)
-            records = _count(connection, table)
+            records = queries.count(connection, table)
+        limits = {"max_memory_mb": self.index_memory_mb, "workers": self.index_workers}
         for field in rows.schema.vectors:
             planned = _pgindex.plan_index(table, field, rows=records, extension=extension)
             if planned is not None and _pgindex.of_vector(there, table, field.name) is None:
                 with self.translating(collection):
-                    self._build(table, planned)
+                    _pgindex.build(self._pool, table, planned, **limits)
         with self.translating(collection), self._pool.transaction() as connection:
             connection.execute(f"ANALYZE {table.quoted}".encode(), [])
 
@@ -377,32 +365,12 @@ class PgVectorStore(Store):
                 raise ConfigurationError(
                     f"{self.address(collection)}: no vector {name!r}; there are {sorted(rows.table.vectors)}"
                 )
-            query = _pgindex.Query(
-                connection, rows.table, _field(rows.schema, name), extension=self._extension(connection)
-            )
-            query.allow_index(limit=limit, filtered=where is not None)
-            selected = f"{rows.selected(vectors=False)}, ({query.distance})::float8"
-            statement = (
-                f"COPY (SELECT {selected} FROM {rows.table.quoted} WHERE {query.column.quoted} IS NOT NULL "  # noqa: S608
-                f"ORDER BY {query.distance}{'' if where is not None else f' LIMIT {int(limit)}'}) TO STDOUT (FORMAT BINARY)"
-            )
-            asked = query.literal(vector)
-            nearest: list[tuple[Any, float]] = []
-            with connection.cursor().copy(statement.encode(), [asked, asked]) as copy:
-                for group in wire.row_groups(copy, max_records=_PACK_RECORDS, max_bytes=_GROUP_BYTES):
-                    *fields, far = wire.unpack(group, [*rows.skips(vectors=False), 0])
-                    part = rows.assemble(fields, vectors=False)
-                    keep = [True] * part.num_rows if where is None else filters.mask(where, part).to_pylist()
-                    pairs = zip(typed_ids(part), distances(far).tolist(), keep, strict=True)
-                    nearest += [(found, distance) for found, distance, kept in pairs if kept]
-                    if len(nearest) >= limit:
-                        break
-        return nearest[:limit]
+            return nearest(connection, rows, rows.field(name), vector, limit=limit, where=where)
 
     # ── fit ──────────────────────────────────────────────────────────────────────────────────────────
 
     def adapt(self, schema: CollectionSchema, kinds: Mapping[str, Mapping[str, int]]) -> CollectionSchema:
-        """Return the schema with `jsonb` for metadata, or `json` where `jsonb` would change or refuse a value."""
+        """Return the schema with metadata as `jsonb`, or as `json` where `jsonb` would change a value."""
         found = {ValueKind(kind) for counts in kinds.values() for kind, count in counts.items() if count}
         verbatim = bool(found & _CHANGED_BY_JSONB) or any("\0" in key for key in kinds)
         return schema.model_copy(update={"options": {"metadata_type": "json" if verbatim else "jsonb"}})
@@ -476,63 +444,11 @@ class PgVectorStore(Store):
         return known or self._look_up(connection, collection)
 
     def _look_up(self, connection: Any, collection: str) -> Rows:
-        where = self.address(collection)
         mapped = Mapped(**{role: getattr(self, f"{role}_column") for role in _ROLES})
-        table = _pgtable.find_table(connection, collection, mapped, where=where)
-        vectors = tuple(self._sized(connection, table, table.vector_field(name)) for name in table.vectors)
-        schema = CollectionSchema(
-            name=collection,
-            vectors=vectors,
-            id_kinds=frozenset({table.id_kind}),
-            has_documents=table.document is not None,
-            properties=table.made.properties if table.made else {},
-        )
-        rows = Rows(table=table, schema=schema, where=where)
-        if all(field.dimensions or field.kind is VectorKind.SPARSE for field in vectors):
+        rows = find_rows(connection, collection, mapped, where=self.address(collection))
+        if rows.is_sized:
             self._known[collection] = rows
         return rows
-
-    def _sized(self, connection: Any, table: Table, field: VectorField) -> VectorField:
-        """Return a vector field whose dimensions, where the column has none, are the first record's."""
-        if field.dimensions or field.kind is VectorKind.SPARSE:
-            return field
-        column = table.vectors[field.name].quoted
-        row = connection.execute(
-            f"SELECT {quote(self._extension(connection))}.vector_dims({column}) FROM {table.quoted} "  # noqa: S608
-            f"WHERE {column} IS NOT NULL LIMIT 1".encode(),
-            [],
-        ).fetchone()
-        return table.vector_field(field.name, dimensions=row[0] if row else None)
-
-    def _extension(self, connection: Any, *, install: bool = False) -> str:
-        """Return the schema that the extension lives in."""
-        import psycopg
-
-        find = (
-            "SELECT n.nspname FROM pg_catalog.pg_extension e "
-            "JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
-        )
-        row = connection.execute(find).fetchone()
-        if row is None and install:
-            try:
-                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            except psycopg.errors.UniqueViolation as error:
-                raise TransientError(
-                    f"{self.address()}: another session installs the extension vector"
-                ) from error
-            except (psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.OperationalError) as error:
-                reason = _pgerrors.redacted(error.diag.message_primary or "", self._secret)
-                raise StoreRefusedError(
-                    f"{self.address()}: the extension vector isn't installed in this database and can't be: {reason}; "
-                    "install pgvector on the server and have a superuser run CREATE EXTENSION vector"
-                ) from error
-            row = connection.execute(find).fetchone()
-        if row is None:
-            raise StoreRefusedError(
-                f"{self.address()}: the extension vector isn't installed in this database; run CREATE EXTENSION vector"
-            )
-        found: str = row[0]
-        return found
 
     def _forget(self, collection: str) -> None:
         self._known.pop(collection, None)
@@ -543,7 +459,7 @@ class PgVectorStore(Store):
             rows = self._rows(connection, collection)
             rows.check(batch)
             if replace:
-                _delete(connection, rows.table, batch)
+                queries.delete(connection, rows.table, batch)
             statement = f"COPY {rows.table.quoted} ({rows.written()}) FROM STDIN (FORMAT BINARY)"
             with connection.cursor().copy(statement.encode(), []) as copy:
                 copy.write(wire.HEADER)
@@ -557,59 +473,5 @@ class PgVectorStore(Store):
         name = error.diag.constraint_name
         return known is None or any(name == index for index in known.table.id.unique_indexes)
 
-    def _build(self, table: Table, planned: _pgindex.Planned) -> None:
-        """Build an index, without workers where the server has no shared memory for them (a small /dev/shm)."""
-        import psycopg
-
-        memory_mb = min(self.index_memory_mb, 1 + (planned.build_bytes >> 20))
-        for workers in (self.index_workers, 0):
-            try:
-                with self._pool.transaction() as connection:
-                    connection.execute(
-                        "SELECT set_config('maintenance_work_mem', %s, true), "
-                        "set_config('max_parallel_maintenance_workers', %s, true)",
-                        [f"{memory_mb}MB", str(workers)],
-                    )
-                    connection.execute(planned.statement(table).encode(), [])
-                return
-            except psycopg.errors.DiskFull:
-                if not workers:
-                    raise
-            except psycopg.errors.ProgramLimitExceeded:
-                return  # a sparse vector with more entries than an index takes: searched without one
-
 
 STORE = PgVectorStore
-
-
-def _with_ids(table: Table) -> str:
-    return f"WHERE {table.id.quoted} = ANY(%s::{table.id.type}[])"
-
-
-def _delete(connection: Any, table: Table, ids: pa.RecordBatch) -> None:
-    wanted = id_literal(ids, table)
-    connection.execute(f"DELETE FROM {table.quoted} {_with_ids(table)}".encode(), [wanted])  # noqa: S608 - quoted
-
-
-def _count(connection: Any, table: Table) -> int:
-    (records,) = connection.execute(f"SELECT count(*) FROM {table.quoted}".encode(), []).fetchone()  # noqa: S608
-    return int(records)
-
-
-def _check_ids_of_view(connection: Any, table: Table, where: str) -> None:
-    """A view has no index that would keep its ids apart."""
-    records, ids = connection.execute(
-        f"SELECT count(*), count(DISTINCT {table.id.quoted}) FROM {table.quoted}".encode(),
-        [],
-    ).fetchone()
-    if records != ids:
-        raise ConfigurationError(
-            f"{where}: the id column {table.id.name!r} isn't unique and not null: {records} records, {ids} ids; "
-            "name another by ?id=",
-            expected=records,
-            found=ids,
-        )
-
-
-def _field(schema: CollectionSchema, name: str) -> VectorField:
-    return next(field for field in schema.vectors if field.name == name)

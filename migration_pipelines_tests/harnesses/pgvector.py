@@ -152,7 +152,9 @@ def _vector_text(vector: Any, field: VectorField) -> str | None:
 def _record(row: Mapping[str, Any], types: Mapping[str, str]) -> Record:
     make_id = {"int8": int, "uuid": uuid.UUID, "text": str}[types["id"]]
     vectors = {
-        name.partition(":")[2]: _vector(row[name], types[name]) for name in sorted(row) if name.startswith("vector")
+        name.partition(":")[2]: _vector(row[name], types[name])
+        for name in sorted(row)
+        if name.startswith("vector")
     }
     metadata = row["metadata"]
     return Record(
