@@ -1,0 +1,7 @@
+"""`python -m migration_pipelines.cli` is `vector-migrate`."""
+
+from __future__ import annotations
+
+from migration_pipelines.cli.entry import main
+
+main()

@@ -1,0 +1,74 @@
+"""The entry point: the commands by name, and every way out of them as an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from migration_pipelines.cli import extras, looking, moving
+from migration_pipelines.cli.failures import Failure, report_failure
+
+_EPILOG = (
+    "Exit status: 0 complete and verified; 1 incomplete, failed or too many records refused; 2 the request "
+    "must change; 3 validation found differences; 4 a store is unreachable or refuses the login; "
+    "130 interrupted, the same command goes on."
+)
+
+app = typer.Typer(
+    name="vector-migrate",
+    help="Move collections between vector stores, and prove that everything arrived.",
+    epilog=_EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: it reads as well, and starts three times as fast
+    context_settings={"max_content_width": 100},
+)
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        sys.stdout.write(f"vector-migrate {version_of('migration-pipelines')}\n")
+        raise typer.Exit
+    if debug:
+        os.environ["VECTOR_MIGRATE_DEBUG"] = "1"
+
+
+for _group in (looking, moving, extras):
+    for _command in _group.COMMANDS:
+        app.command()(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit status.
+
+    Parameters
+    ----------
+    arguments
+        In place of those of the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    sys.exit(_status(given))
+
+
+def _status(arguments: list[str]) -> int:
+    try:
+        return app(arguments, prog_name="vector-migrate", standalone_mode=False) or 0
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing may be written there at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - whatever happens ends as one clear line and an exit status
+        failure = Failure.of(error, arguments)
+        report_failure(failure, error, as_json="--json" in arguments)
+        return failure.exit_status

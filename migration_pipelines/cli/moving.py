@@ -1,0 +1,294 @@
+"""`plan`, `run`, `validate`: the commands that work on a migration."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from migration_pipelines.cli.failures import (
+    INTERRUPTED,
+    Failure,
+    as_json_text,
+    report_failure,
+    say,
+    show_json,
+)
+from migration_pipelines.cli.options import MoveRequest, Request, defs_folder, home_folder, takes
+from migration_pipelines.cli.progress import counting, listening
+from migration_pipelines.cli.signals import stopping
+from migration_pipelines.errors import ConfigurationError, LossNotAcceptedError
+
+if TYPE_CHECKING:
+    from migration_pipelines.compare import Comparison
+    from migration_pipelines.migration import Migration
+    from migration_pipelines.model import Plan
+    from migration_pipelines.validate import Report
+
+_DIFFERENT = 3
+
+DryRun = Annotated[
+    bool,
+    Option("--dry-run", help="Plan without freezing: nothing is written anywhere."),
+]
+Fresh = Annotated[
+    bool,
+    Option(
+        "--fresh/--resume",
+        help="Forget an earlier plan and its receipts, or go on with them (default).",
+        show_default=False,
+    ),
+]
+Dagster = Annotated[
+    bool,
+    Option("--dagster", help="Run a declared migration as a Dagster backfill."),
+]
+
+
+@takes(MoveRequest)
+def plan(request: MoveRequest, *, fresh: Fresh = False, dry_run: DryRun = False) -> int:
+    """Check a move, count its losses, estimate it, freeze it.
+
+    The target is not written.
+    """
+    with reporting(request):
+        return _drafted(request) if dry_run else _planned(request, fresh=fresh)
+
+
+@takes(MoveRequest)
+def run(
+    request: MoveRequest, *, fresh: Fresh = False, dry_run: DryRun = False, dagster: Dagster = False
+) -> int:
+    """Move a collection and prove it, or go on with it.
+
+    What an interrupted run verified is not done again.
+    """
+    with reporting(request):
+        if dry_run:
+            return _drafted(request)
+        return _run_by_dagster(request, fresh=fresh) if dagster else _run(request, fresh=fresh)
+
+
+@takes(Request)
+def validate(request: Request) -> int:
+    """Check a migration by its ledger, or compare two collections.
+
+    With --source and --target any two collections are compared record by record, without a ledger.
+    """
+    with reporting(request):
+        return _compared(request) if request.source or request.target else _validated(request)
+
+
+COMMANDS = (plan, run, validate)
+
+
+# ── plan ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _planned(request: MoveRequest, *, fresh: bool) -> int:
+    from migration_pipelines.plan import make_plan
+
+    with _migration(request) as migration, migration.ledger.lease():
+        earlier = migration.ledger.plan()
+        try:
+            made = make_plan(migration, fresh=fresh)
+        except LossNotAcceptedError as error:
+            return _refused(request, error.facts["plan"], error)
+        heading = "planned" if fresh or earlier is None else "planned earlier"
+        return _show_plan(request, made, heading=heading, ledger=migration.ledger.folder)
+
+
+def _drafted(request: MoveRequest) -> int:
+    from migration_pipelines.plan import check_losses, draft
+
+    with (
+        tempfile.TemporaryDirectory(prefix="vector-migrate-") as home,
+        _migration(request, Path(home)) as migration,
+    ):
+        made = draft(migration)
+        try:
+            check_losses(made)
+        except LossNotAcceptedError as error:
+            return _refused(request, made, error)
+        return _show_plan(request, made, heading="dry run", ledger=None)
+
+
+def _show_plan(request: MoveRequest, made: Plan, *, heading: str, ledger: Path | None) -> int:
+    document = plan_document(made) | {"status": heading, "ledger": ledger and str(ledger)}
+    if not emit(request, document) and not request.quiet:
+        from migration_pipelines.cli.show import show_plan
+
+        show_plan(made, heading=heading)
+    return 0
+
+
+def _refused(request: MoveRequest, made: Plan, error: LossNotAcceptedError) -> int:
+    failure = Failure.of(error)
+    if not emit(request, plan_document(made) | {"status": "refused", "error": failure.document()}):
+        from migration_pipelines.cli.show import show_plan
+
+        show_plan(made, heading="refused")
+    report_failure(failure, error, as_json=False)
+    return failure.exit_status
+
+
+def plan_document(made: Plan) -> dict[str, Any]:
+    """Return what a plan says, without the bounds of its partitions."""
+    document = made.model_dump(mode="json", exclude={"partitions", "config_digest"})
+    return {**document, "partitions": {"total": len(made.partitions)}}
+
+
+# ── run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _run(request: MoveRequest, *, fresh: bool) -> int:
+    from migration_pipelines.migrator import run_migration
+
+    with _migration(request) as migration:
+
+        def say_goodbye() -> None:
+            _say_interrupted(request, migration)
+
+        try:
+            with stopping(say_goodbye):
+                report = run_migration(migration, fresh=fresh)
+        except LossNotAcceptedError as error:
+            return _refused(request, error.facts["plan"], error)
+        except KeyboardInterrupt:
+            say_goodbye()
+            return INTERRUPTED
+    return _show_report(request, report)
+
+
+def _say_interrupted(request: MoveRequest, migration: Migration) -> None:
+    made = migration.ledger.plan()
+    if made is None:
+        where = "nothing was written to the target"
+    else:
+        verified, total = len(migration.ledger.receipts(made)), len(made.partitions)
+        where = f"{verified} of {total} partitions are verified"
+    message = f"interrupted: {where}; run the same command again to go on"
+    say(message)
+    emit(request, {"error": {"type": "Interrupted", "message": message, "exit_status": INTERRUPTED}})
+
+
+def _run_by_dagster(request: MoveRequest, *, fresh: bool) -> int:
+    from migration_pipelines.components.headless import run_declared
+
+    if request.name is None:
+        raise ConfigurationError("--dagster runs a declared migration: name it")
+    report = run_declared(
+        request.name, defs=defs_folder(request.defs), home=home_folder(request.home), fresh=fresh
+    )
+    return _show_report(request, report)
+
+
+def _show_report(request: Request, report: Report) -> int:
+    if not emit(request, report.model_dump(mode="json")) and not request.quiet:
+        from migration_pipelines.cli.show import show_report
+
+        show_report(report)
+    return report.exit_status
+
+
+# ── validate ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _validated(request: Request) -> int:
+    from migration_pipelines.validate import validate as validate_ledger
+
+    with _migration(request) as migration:
+        report = validate_ledger(migration)
+    status = _show_report(request, report)
+    return _DIFFERENT if report.status == "failed" else status
+
+
+def _compared(request: Request) -> int:
+    found = _compare(request)
+    document = {"status": "equal" if found.agrees else "different", **found.model_dump(mode="json")}
+    if not emit(request, document) and not request.quiet:
+        from migration_pipelines.cli.show import show_comparison
+
+        show_comparison(found)
+    if found.agrees:
+        return 0
+    say(
+        f"error: {found.target.address} isn't what {found.source.address} is: "
+        f"{found.missing:,} records missing, {found.extra:,} too many, {found.different:,} different"
+    )
+    return _DIFFERENT
+
+
+def _compare(request: Request) -> Comparison:
+    from migration_pipelines import filters
+    from migration_pipelines.compare import compare_collections
+    from migration_pipelines.store import open_address
+
+    source, target = map(open_address, request.addresses())
+    where = request.settings().get("filter")
+    collection = _named(*source)
+    with counting("comparing", quiet=request.quiet) as on_batch:
+        return compare_collections(
+            source[0],
+            collection,
+            target[0],
+            target[1] or collection,
+            where=None if where is None else filters.parse(where),
+            on_batch=on_batch,
+        )
+
+
+def _named(store: Any, collection: str | None) -> str:
+    if collection is None:
+        there_are = ", ".join(store.list_collections()) or "none"
+        raise ConfigurationError(f"{store.address()} names no collection; there are: {there_are}")
+    return collection
+
+
+# ── what all three do ────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _migration(request: Request, home: Path | None = None) -> Iterator[Migration]:
+    folder = home or home_folder(request.home)
+    with (
+        listening(quiet=request.quiet) as meter,
+        request.migration(home=folder, listener=meter) as migration,
+    ):
+        meter.migration = migration
+        yield migration
+
+
+def emit(request: Request, document: dict[str, Any]) -> bool:
+    """Write the command's document where it was asked for; returns whether standard output has it."""
+    if request.report is not None:
+        write_report(request.report, document)
+    if request.json:
+        show_json(document)
+    return request.json
+
+
+def write_report(path: Path, document: dict[str, Any]) -> None:
+    """Write a report file: whole or not at all."""
+    from migration_pipelines.ledger import write_file
+
+    write_file(path.absolute(), as_json_text(document).encode())
+
+
+@contextmanager
+def reporting(request: Request) -> Iterator[None]:
+    """See that a report file never tells of an earlier run: an error is written there as well."""
+    if request.report is not None and request.report.is_dir():
+        raise ConfigurationError(f"--report {request.report} is a folder: name a file")
+    try:
+        yield
+    except Exception as error:
+        if request.report is not None:
+            failure = Failure.of(error, sys.argv)
+            write_report(request.report, {"status": "failed", "error": failure.document()})
+        raise
