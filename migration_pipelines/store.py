@@ -326,7 +326,8 @@ class Store(BaseModel, ABC):
         except MigrationError:
             raise
         except Exception as error:
-            raise self.translate(error, collection) from error
+            # Without the driver's own exception behind it: that may repeat a login, and tracebacks are kept.
+            raise self.translate(error, collection) from None
 
     def _unsupported(self, operation: str, collection: str, *_: Any) -> UnsupportedOperationError:
         return UnsupportedOperationError(

@@ -17,6 +17,11 @@ FOUND = field.collections("chroma")
 TARGETS = [memory.HARNESSES[0], parquet.HARNESSES[0], pgvector.HARNESSES[0]]
 
 
+def name_of(value: Path | dict) -> str:
+    """How a store's path or a collection's truth is called in a test's name."""
+    return value.name if isinstance(value, Path) else value["name"]
+
+
 @pytest.fixture(scope="module", params=TARGETS, ids=lambda harness: harness.__module__.rpartition(".")[2])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     with request.param.start(tmp_path_factory.mktemp("target")) as harness:
@@ -24,9 +29,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.skipif(not FOUND, reason="the folder of found stores isn't beside this checkout")
-@pytest.mark.parametrize(
-    ("store", "truth"), FOUND, ids=lambda value: getattr(value, "name", None) or value["name"]
-)
+@pytest.mark.parametrize(("store", "truth"), FOUND, ids=name_of)
 def test_a_found_chroma_collection_moves_whole(
     store: Path, truth: dict, target: Harness, tmp_path: Path
 ) -> None:

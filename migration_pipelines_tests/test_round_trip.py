@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,8 +64,9 @@ def sample(records: int) -> list[Record]:
 
 
 HOSTILE_IDS = [
-    "plain", "", " ", "1", "01", "-1", "1.0", "true", "null", "naïve 漢字 🦜", "it's", 'say "hi"', "a\nb", "a\tb",
-    "a\\b", "%s %(x)s {0} {{x}}", "'; DROP TABLE docs; --", "$1", "x" * 500, "é" * 250, "\u202eright", "a\u0301",
+    "plain", "", " ", "1", "01", "-1", "1.0", "true", "null", "naïve 漢字 🦜", "it's", 'say "hi"', "a\nb",
+    "a\tb", "a\\b", "%s %(x)s {0} {{x}}", "'; DROP TABLE docs; --", "$1", "x" * 500, "é" * 250,
+    "\u202eright", "a\u0301",
 ]  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def test_the_sample_makes_the_round_trip_bit_for_bit(stores: dict[str, Harness],
     stores["chroma"].write(schema, records)
     chain = ["chroma", "pgvector", "parquet", "chroma"]
     addresses = [stores[kind].store.address("sample" if at < 3 else "back") for at, kind in enumerate(chain)]
-    for source, target in zip(addresses, addresses[1:], strict=False):
+    for source, target in itertools.pairwise(addresses):
         assert move(source, target, tmp_path).status == "complete"
     assert by_id(stores["chroma"].read("back")) == by_id(records)
     assert by_id(stores["pgvector"].read("sample")) == by_id(records)
@@ -180,8 +182,8 @@ def test_what_only_memory_can_hold_comes_back_from_everywhere(
 ) -> None:
     """Nulls, nesting, big integers, NaN, NUL characters, empty objects, no metadata."""
     values: list[Any] = [
-        None, {}, {"a": {"b": [None, 1, "x"]}}, [], [1, "a"], 2**64 - 1, 2**70, float("nan"), float("inf"), -0.0,
-        1e22, 1e308, 5e-324, "a\0b", {"$typed": ["float", "nan"]}, {"_source_id": '{"int":"5"}'},
+        None, {}, {"a": {"b": [None, 1, "x"]}}, [], [1, "a"], 2**64 - 1, 2**70, float("nan"), float("inf"),
+        -0.0, 1e22, 1e308, 5e-324, "a\0b", {"$typed": ["float", "nan"]}, {"_source_id": '{"int":"5"}'},
     ]  # fmt: skip
     keys = [
         "value",
