@@ -70,7 +70,7 @@ HELD = frozenset(
 
 
 def schema_of(handle: Any) -> CollectionSchema:
-    """Return what a collection is made of; an empty one has no dimensions yet."""
+    """Return what a collection is made of; before its first record it has no dimensions."""
     index = _index(handle)
     own = {key: index[key] for key in _HNSW_OWN if key in index}
     embedder = (handle.configuration_json.get("embedding_function") or {}).get("name")
@@ -129,9 +129,9 @@ def metric_of(handle: Any) -> Metric:
 
 
 def dimensions_of(handle: Any) -> int | None:
-    """Return the dimensions of the vectors; an empty collection has none yet."""
-    vectors = handle.get(limit=1, include=["embeddings"])["embeddings"]
-    return len(vectors[0]) if len(vectors) else None
+    """Return the dimensions of the vectors, which a collection learns from its first record."""
+    found: int | None = handle.get_model().dimension
+    return found
 
 
 # ── ids ──────────────────────────────────────────────────────────────────────────────────────────────

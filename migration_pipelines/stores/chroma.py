@@ -52,7 +52,14 @@ from migration_pipelines.model import (
 )
 from migration_pipelines.snapshot import folder_fingerprint, snapshot
 from migration_pipelines.store import Address, Store
-from migration_pipelines.stores._chroma_errors import classify
+from migration_pipelines.stores._chroma_client import (
+    DATABASE_FILE,
+    absolute,
+    classify,
+    open_folder,
+    open_server,
+    what_is_at,
+)
 from migration_pipelines.stores._chroma_records import (
     HELD,
     METRICS,
@@ -73,7 +80,6 @@ from migration_pipelines.stores._chroma_records import (
     to_chroma,
 )
 
-_DATABASE_FILE = "chroma.sqlite3"
 _TENANT, _DATABASE, _PORT = "default_tenant", "default_database", 8000
 _NAMES_PAGE = 1000
 _ROOM_BYTES = 16 * 2**20  # a batch
@@ -212,7 +218,7 @@ class ChromaStore(Store):
             return sorted(names)
 
     def describe(self, collection: str) -> CollectionSchema:
-        """Return what the collection is made of; an empty one has no dimensions yet."""
+        """Return what the collection is made of; before its first record it has no dimensions."""
         with self.translating(collection):
             return schema_of(self._collection(collection))
 
@@ -284,9 +290,9 @@ class ChromaStore(Store):
         On a server an update in place is missed. A folder that isn't a copy changes on being opened.
         """
         with self.translating(collection):
+            handle = self._collection(collection)
             if self.path is not None:
                 return folder_fingerprint(self._original())
-            handle = self._collection(collection)
             texts = all_ids(handle)
             digest = sum(xxhash.xxh3_128_intdigest(text.encode()) for text in texts) % 2**128
             return f"{handle.id}:{len(texts)}:{digest:032x}"
@@ -354,6 +360,15 @@ class ChromaStore(Store):
             for start in range(0, len(texts), PAGE):
                 handle.delete(ids=texts[start : start + PAGE])
 
+    def begin_load(self, collection: str) -> None:
+        """Check that the collection is there; Chroma has no other way to load, and indexes as it writes."""
+        with self.translating(collection):
+            self._collection(collection)
+
+    def finish_load(self, collection: str) -> None:
+        """Check that the collection is there."""
+        self.begin_load(collection)
+
     # ── search ───────────────────────────────────────────────────────────────────────────────────────
 
     def search(
@@ -401,54 +416,36 @@ class ChromaStore(Store):
         return kind(f"{self.address(collection)}: {found}; {advice}", store=self.kind, collection=collection)
 
     def _is_there(self) -> bool:
-        return self.path is None or (_folder(self.path) / _DATABASE_FILE).is_file()
+        return self.path is None or (absolute(self.path) / DATABASE_FILE).is_file()
 
     def _has_no_room(self) -> bool:
         # Of a full disk Chroma only says that it "failed to apply logs".
-        folder = None if self.path is None else _folder(self.path)
+        folder = None if self.path is None else absolute(self.path)
         return folder is not None and folder.is_dir() and shutil.disk_usage(folder).free < _ROOM_BYTES
 
     def _original(self) -> Path:
         """Return the folder that is spoken of, which is there; a copy's is its original."""
         path = self.snapshot_of or self.path
         assert path is not None
-        if not (_folder(path) / _DATABASE_FILE).is_file():
-            raise StoreUnavailableError(f"{self.address()}: {_what_is_at(_folder(path))}", store=self.kind)
-        return _folder(path)
+        if not (absolute(path) / DATABASE_FILE).is_file():
+            raise StoreUnavailableError(f"{self.address()}: {what_is_at(absolute(path))}", store=self.kind)
+        return absolute(path)
 
     def _connect(self) -> Any:
+        division = {"tenant": self.tenant, "database": self.database}
         with self._lock:
-            if self._client is None:
-                self._client = self._open()
+            if self._client is None and self.path is not None:
+                self._client = open_folder(absolute(self.path), **division)
+            elif self._client is None:
+                assert self.host is not None
+                token = self.token.get_secret_value() if self.token else None
+                self._client = open_server(self.host, self.port, ssl=self.ssl, token=token, **division)
             return self._client
-
-    def _open(self) -> Any:
-        import chromadb
-        from chromadb.config import Settings
-
-        settings = Settings(anonymized_telemetry=False)
-        if self.path is not None:
-            folder = _folder(self.path)
-            return chromadb.PersistentClient(folder, settings, tenant=self.tenant, database=self.database)
-        headers = None
-        if self.token is not None:
-            secret = self.token.get_secret_value()
-            headers = {"Authorization": f"Bearer {secret}", "x-chroma-token": secret}
-        assert self.host is not None
-        return chromadb.HttpClient(
-            host=f"[{self.host}]" if ":" in self.host else self.host,
-            port=self.port,
-            ssl=self.ssl,
-            headers=headers,
-            settings=settings,
-            tenant=self.tenant,
-            database=self.database,
-        )
 
     def _collection(self, name: str) -> Any:
         # Asked to open a folder that isn't there, Chroma makes it; asked for no model, it downloads one.
         if not self._is_there():
-            found = _what_is_at(_folder(self.path or ""))
+            found = what_is_at(absolute(self.path or ""))
             raise CollectionNotFoundError(f"{self.address(name)}: {found}", store=self.kind, collection=name)
         return self._connect().get_collection(name, embedding_function=None)
 
@@ -457,22 +454,9 @@ class ChromaStore(Store):
         if self.path is None or self.snapshot_of is None:
             texts = iter(all_ids(handle))
         else:
-            texts = stored_ids(handle, _folder(self.path) / _DATABASE_FILE)
+            texts = stored_ids(handle, absolute(self.path) / DATABASE_FILE)
         while part := list(islice(texts, size)):
             yield part
-
-
-def _folder(path: str) -> Path:
-    return Path(path).expanduser().absolute()
-
-
-def _what_is_at(folder: Path) -> str:
-    if not folder.is_dir():
-        return (
-            f"{folder} is {'not a folder' if folder.exists() else 'not there'}; expected a folder of Chroma's"
-        )
-    names = sorted(path.name for path in folder.iterdir())
-    return f"{folder} holds no {_DATABASE_FILE}, but {names[:5] or 'nothing'}; expected a folder of Chroma's"
 
 
 STORE = ChromaStore

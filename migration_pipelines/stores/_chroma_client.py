@@ -1,8 +1,10 @@
-"""What a failure of Chroma means to the caller."""
+"""Opening chromadb's clients, and what their failures mean to the caller."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 from migration_pipelines.errors import (
     AuthenticationError,
@@ -19,6 +21,7 @@ from migration_pipelines.errors import (
     TransientError,
 )
 
+DATABASE_FILE = "chroma.sqlite3"
 # The first pattern found in "<class names of the error's family> <HTTP status>: <message>" says what an error
 # becomes, and what to do. By name, so that asking needs no driver.
 _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
@@ -54,3 +57,43 @@ def _http_status(error: BaseException | None) -> int | None:
             return int(response.status_code)
         error = error.__cause__ or error.__context__
     return None
+
+
+def absolute(path: str) -> Path:
+    """Return the folder that a user names."""
+    return Path(path).expanduser().absolute()
+
+
+def what_is_at(folder: Path) -> str:
+    """Say what is found in place of a folder of Chroma's."""
+    if not folder.is_dir():
+        return (
+            f"{folder} is {'not a folder' if folder.exists() else 'not there'}; expected a folder of Chroma's"
+        )
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{folder} holds no {DATABASE_FILE}, but {names[:5] or 'nothing'}; expected a folder of Chroma's"
+
+
+def open_folder(folder: Path, *, tenant: str, database: str) -> Any:
+    """Return a client on a folder, which is made where it isn't there, and written to in any case."""
+    import chromadb
+    from chromadb.config import Settings
+
+    settings = Settings(anonymized_telemetry=False)
+    return chromadb.PersistentClient(folder, settings, tenant=tenant, database=database)
+
+
+def open_server(host: str, port: int, *, ssl: bool, token: str | None, tenant: str, database: str) -> Any:
+    """Return a client of a server."""
+    import chromadb
+    from chromadb.config import Settings
+
+    return chromadb.HttpClient(
+        host=f"[{host}]" if ":" in host else host,
+        port=port,
+        ssl=ssl,
+        headers={"Authorization": f"Bearer {token}", "x-chroma-token": token} if token else None,
+        settings=Settings(anonymized_telemetry=False),
+        tenant=tenant,
+        database=database,
+    )
