@@ -154,10 +154,15 @@ def records_for(store: Store, n: int, **options: Any) -> list[Record]:
 
 
 def load(
-    store: Store, schema: CollectionSchema, records: Sequence[Record], *, part: str = "0"
+    store: Store,
+    schema: CollectionSchema,
+    records: Sequence[Record],
+    *,
+    part: str = "0",
+    adapt_to: Sequence[Record] | None = None,
 ) -> CollectionSchema:
-    """Bring records into a new collection the way the engine does."""
-    schema = adapted(store, schema, records)
+    """Bring records into a new collection the way the engine does, one made for `adapt_to` if given."""
+    schema = adapted(store, schema, adapt_to or records)
     store.create(schema)
     store.begin_load(schema.name)
     with store.load_part(schema.name, part) as write:
@@ -212,9 +217,13 @@ def assert_same(found: Iterable[Record], expected: Iterable[Record], store: Stor
     left = [_comparable(record, store) for record in found]
     doubles = [key for key, count in Counter(item[0] for item in left).items() if count > 1]
     assert not doubles, f"there twice: {doubles[:5]}"
-    assert {item[0]: item for item in left} == {
-        item[0]: item for item in (_comparable(r, store) for r in expected)
-    }
+    there = {item[0]: item for item in left}
+    wanted = {item[0]: item for item in (_comparable(record, store) for record in expected)}
+    missing, unexpected = wanted.keys() - there.keys(), there.keys() - wanted.keys()
+    assert not missing, f"missing: {sorted(missing)[:5]}"
+    assert not unexpected, f"not expected: {sorted(unexpected)[:5]}"
+    for key, item in wanted.items():
+        assert there[key] == item, f"found {there[key]!r:.2000}\nexpected {item!r:.2000}"
 
 
 def _comparable(record: Record, store: Store) -> tuple[Any, ...]:
