@@ -92,10 +92,10 @@ class Planned:
         )
 
 
-def find_indexes(connection: Any, table: Table) -> list[Index]:
-    """Return the vector indexes of a table."""
+def find_indexes(connection: Any, table: Table) -> dict[str, Index]:
+    """Return the index of each vector that has one, over its column or over the cast that this tool makes."""
     rows = connection.execute(_FIND_INDEXES, [table.oid]).fetchall()
-    return [
+    indexes = [
         Index(
             column=column,
             name=name,
@@ -106,15 +106,12 @@ def find_indexes(connection: Any, table: Table) -> list[Index]:
         )
         for column, name, method, operator_class, options, definition in rows
     ]
-
-
-def of_vector(indexes: list[Index], table: Table, name: str) -> Index | None:
-    """Return the index of one vector, over its column or over the cast that this tool makes."""
-    column = table.vectors[name]
-    for index in indexes:
-        if index.column == column.name or index.name == index_name(table, column):
-            return index
-    return None
+    found: dict[str, Index] = {}
+    for name, column in table.vectors.items():
+        for index in indexes:
+            if index.column == column.name or index.name == index_name(table, column):
+                found.setdefault(name, index)
+    return found
 
 
 def index_name(table: Table, column: Column) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from migration_pipelines.metadata import canonical_texts
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
 from migration_pipelines.stores import _pgcopy as wire
 from migration_pipelines.stores import _pgvalues as values
+from migration_pipelines.stores._pgindex import Index, find_indexes
 from migration_pipelines.stores._pgschema import extension_schema
 from migration_pipelines.stores._pgtable import Column, Mapped, Table, find_table, quote
 
@@ -40,17 +41,18 @@ class Rows:
     table: Table
     schema: CollectionSchema
     where: str
+    indexes: Mapping[str, Index] = field(default_factory=dict)
 
     @property
     def is_sized(self) -> bool:
         """Whether the dimensions of all vectors are known."""
         return all(field.dimensions or field.kind is VectorKind.SPARSE for field in self.schema.vectors)
 
-    def field(self, name: str) -> VectorField:
+    def vector(self, name: str) -> VectorField:
         """Return the vector field of that name."""
-        for field in self.schema.vectors:
-            if field.name == name:
-                return field
+        for vector in self.schema.vectors:
+            if vector.name == name:
+                return vector
         raise ConfigurationError(f"{self.where}: no vector {name!r}; there are {sorted(self.table.vectors)}")
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -181,9 +183,7 @@ class Rows:
                 table.fields, texts.to_pylist(), has_base=has_base, where=self.where
             )
         if table.metadata is not None:
-            fields.append(
-                wire.jsonb_field(texts) if table.metadata.type == "jsonb" else wire.text_field(texts)
-            )
+            fields.append(self._json_field(texts))
         return wire.pack([*fields, *others])
 
     def check(self, batch: pa.RecordBatch) -> None:
@@ -233,6 +233,19 @@ class Rows:
             return wire.bit_field(column, vector.dimensions)
         return wire.float_field(column, _FLOATS[stored.type])
 
+    def _json_field(self, texts: pa.Array) -> pa.Array:
+        assert self.table.metadata is not None
+        if self.table.metadata.type == "json":
+            return wire.text_field(texts)
+        if values.would_change_in_jsonb(texts):
+            raise RecordRejectedError(
+                f"{self.where}: metadata holds -0.0, or a float of 1e16 or more, which the jsonb column "
+                f"{self.table.metadata.name!r} would change; make the column json or map the field",
+                expected="json",
+                found="jsonb",
+            )
+        return wire.jsonb_field(texts)
+
     def _document_field(self, column: pa.Array) -> list[pa.Array]:
         if self.table.document is not None:
             return [wire.text_field(column)]
@@ -247,14 +260,23 @@ class Rows:
 def find_rows(connection: Any, collection: str, mapped: Mapped, *, where: str) -> Rows:
     """Return the rows of a table, looked up in the catalog."""
     table = find_table(connection, collection, mapped, where=where)
+    indexes = find_indexes(connection, table)
+    fields = [_sized(connection, table, table.vector_field(name), where) for name in table.vectors]
     schema = CollectionSchema(
         name=collection,
-        vectors=tuple(_sized(connection, table, table.vector_field(name), where) for name in table.vectors),
+        vectors=tuple(_with_index(field, indexes.get(field.name)) for field in fields),
         id_kinds=frozenset({table.id_kind}),
         has_documents=table.document is not None,
         properties=table.made.properties if table.made else {},
     )
-    return Rows(table=table, schema=schema, where=where)
+    return Rows(table=table, schema=schema, where=where, indexes=indexes)
+
+
+def _with_index(vector: VectorField, index: Index | None) -> VectorField:
+    """Return a vector field that, if nothing else says by what distance it is searched, says its index's."""
+    if index is None or vector.metric is not None:
+        return vector
+    return vector.model_copy(update={"metric": index.metric, "index": index.in_common_words()})
 
 
 def _sized(connection: Any, table: Table, field: VectorField, where: str) -> VectorField:

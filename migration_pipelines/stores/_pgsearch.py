@@ -12,7 +12,7 @@ from migration_pipelines.filters import Filter
 from migration_pipelines.model import DType, Metric, VectorField, VectorKind
 from migration_pipelines.stores import _pgcopy as wire
 from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
-from migration_pipelines.stores._pgindex import METRICS, find_indexes, half_cast, of_vector
+from migration_pipelines.stores._pgindex import METRICS, find_indexes, half_cast
 from migration_pipelines.stores._pgrows import Rows, distances
 from migration_pipelines.stores._pgschema import extension_schema
 from migration_pipelines.stores._pgtable import Table, quote
@@ -69,7 +69,7 @@ class Query:
         self.column = table.vectors[vector.name]
         self._connection = connection
         self._vector = vector
-        index = of_vector(find_indexes(connection, table), table, vector.name)
+        index = find_indexes(connection, table).get(vector.name)
         # An index over a cast answers only what is asked by the same cast.
         cast = index is not None and index.column is None and vector.dimensions
         kind = "halfvec" if cast else self.column.type

@@ -47,8 +47,9 @@ from migration_pipelines.stores._pgrows import Rows, find_rows, id_literal
 from migration_pipelines.stores._pgschema import create_table, extension_schema
 from migration_pipelines.stores._pgsearch import nearest
 from migration_pipelines.stores._pgtable import Mapped
+from migration_pipelines.stores._pgvalues import CHANGED_BY_JSONB
 
-_CHANGED_BY_JSONB = {ValueKind.NEGATIVE_ZERO, ValueKind.INTEGRAL_FLOAT, ValueKind.NUL_TEXT}
+_NOT_IN_JSONB = CHANGED_BY_JSONB | {ValueKind.NUL_TEXT}
 # A group of rows that stays in the processor's cache while it is unpacked.
 _GROUP_BYTES = 1 << 20
 _PACK_RECORDS = 1000
@@ -196,20 +197,13 @@ class PgVectorStore(Store):
         """Return what the table is made of; its search indexes are among the options."""
         with self.translating(collection), self._pool.transaction(read_only=True) as connection:
             rows = self._look_up(connection, collection)
-            indexes = _pgindex.find_indexes(connection, rows.table)
-        table, found = rows.table, {}
-        fields = []
-        for field in rows.schema.vectors:
-            index = _pgindex.of_vector(indexes, table, field.name)
-            changes: dict[str, Any] = {}
-            if index is not None:
-                found[field.name] = index.definition
-                changes = {} if field.metric else {"metric": index.metric, "index": index.in_common_words()}
-            fields.append(field.model_copy(update=changes))
+        table = rows.table
         options: dict[str, Any] = {"metadata_type": table.metadata.type if table.metadata else None}
-        options |= {"indexes": found} if found else {}
-        options |= {"fields": [column.name for column in table.fields]} if table.fields else {}
-        return rows.schema.model_copy(update={"vectors": tuple(fields), "options": options})
+        if rows.indexes:
+            options["indexes"] = {name: index.definition for name, index in rows.indexes.items()}
+        if table.fields:
+            options["fields"] = [column.name for column in table.fields]
+        return rows.schema.model_copy(update={"options": options})
 
     def count(self, collection: str, where: Filter | None = None) -> int:
         """Return the exact number of records, of a filter by reading all of them without their vectors."""
@@ -348,7 +342,7 @@ class PgVectorStore(Store):
         limits = {"max_memory_mb": self.index_memory_mb, "workers": self.index_workers}
         for field in rows.schema.vectors:
             planned = _pgindex.plan_index(table, field, rows=records, extension=extension)
-            if planned is not None and _pgindex.of_vector(there, table, field.name) is None:
+            if planned is not None and field.name not in there:
                 with self.translating(collection):
                     _pgindex.build(self._pool, table, planned, **limits)
         with self.translating(collection), self._pool.transaction() as connection:
@@ -365,21 +359,21 @@ class PgVectorStore(Store):
                 raise ConfigurationError(
                     f"{self.address(collection)}: no vector {name!r}; there are {sorted(rows.table.vectors)}"
                 )
-            return nearest(connection, rows, rows.field(name), vector, limit=limit, where=where)
+            return nearest(connection, rows, rows.vector(name), vector, limit=limit, where=where)
 
     # ── fit ──────────────────────────────────────────────────────────────────────────────────────────
 
     def adapt(self, schema: CollectionSchema, kinds: Mapping[str, Mapping[str, int]]) -> CollectionSchema:
         """Return the schema with metadata as `jsonb`, or as `json` where `jsonb` would change a value."""
         found = {ValueKind(kind) for counts in kinds.values() for kind, count in counts.items() if count}
-        verbatim = bool(found & _CHANGED_BY_JSONB) or any("\0" in key for key in kinds)
+        verbatim = bool(found & _NOT_IN_JSONB) or any("\0" in key for key in kinds)
         return schema.model_copy(update={"options": {"metadata_type": "json" if verbatim else "jsonb"}})
 
     def exact_kinds(self, schema: CollectionSchema) -> frozenset[str]:
         """Return the kinds that the metadata column keeps; an SQL NULL in a field's own column is no null."""
         kinds = set(self.capabilities.value_kinds)
         if schema.options.get("metadata_type", "jsonb") != "json":
-            kinds -= _CHANGED_BY_JSONB
+            kinds -= _NOT_IN_JSONB
         if schema.options.get("fields"):
             kinds.discard(ValueKind.NULL)
         return frozenset(kind.value for kind in kinds)
