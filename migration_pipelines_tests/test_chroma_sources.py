@@ -72,6 +72,19 @@ def test_a_source_is_read_whole_and_stays_byte_for_byte_what_it_was(source: Path
     assert state_of(source) == before
 
 
+def test_asking_a_source_what_is_in_it_does_not_open_it(source: Path) -> None:
+    before = state_of(source)
+    store = ChromaStore(path=str(source))
+    assert store.list_collections() == ["docs", "others"]
+    assert ChromaStore(path=str(source), database="nothing").list_collections() == []
+    assert state_of(source) == before
+
+    store.create(plain_schema("more"))  # and what it says once it is open is the same
+    assert store.list_collections() == ["docs", "more", "others"]
+    store.close()
+    assert store.list_collections() == ["docs", "more", "others"]
+
+
 def test_a_copy_speaks_of_its_original(source: Path, tmp_path: Path) -> None:
     original = ChromaStore(path=str(source))
     fingerprint = original.fingerprint("docs")

@@ -58,6 +58,7 @@ from migration_pipelines.stores._chroma_client import (
     classify,
     open_folder,
     open_server,
+    read_names,
     what_is_at,
 )
 from migration_pipelines.stores._chroma_records import (
@@ -208,10 +209,16 @@ class ChromaStore(Store):
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
     def list_collections(self) -> list[str]:
-        """Return the names of all collections, sorted; none where there is no folder yet."""
+        """Return the names of all collections, sorted; none where there is no folder yet.
+
+        A folder isn't opened for it: it may be somebody's source, and only be asked what is in it.
+        """
         if not self._is_there():
             return []
         with self.translating():
+            if self.path is not None and self.snapshot_of is None and self._client is None:
+                folder = absolute(self.path)
+                return sorted(read_names(folder, tenant=self.tenant, database=self.database))
             client, names = self._connect(), list[str]()
             while page := client.list_collections(limit=_NAMES_PAGE, offset=len(names)):
                 names += [item.name for item in page]
