@@ -13,6 +13,7 @@ from migration_pipelines.model import DType, Metric, VectorField, VectorKind
 from migration_pipelines.stores import _pgcopy as wire
 from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
 from migration_pipelines.stores._pgindex import METRICS, find_indexes, half_cast
+from migration_pipelines.stores._pgpool import copy
 from migration_pipelines.stores._pgrows import Rows, distances
 from migration_pipelines.stores._pgschema import extension_schema
 from migration_pipelines.stores._pgtable import Table, quote
@@ -36,11 +37,11 @@ def nearest(
     candidates = limit
     while True:
         tail = f"WHERE {query.column.quoted} IS NOT NULL ORDER BY {query.distance} LIMIT {int(candidates)}"
-        statement = rows.copy_out(tail, vectors=False, more=more).encode()
+        statement = rows.copy_out(tail, vectors=False, more=more)
         found: list[tuple[Any, float]] = []
         seen = 0
-        with connection.cursor().copy(statement, [asked, asked]) as copy:
-            for group in wire.row_groups(copy, max_records=_GROUP_RECORDS):
+        with copy(connection, statement, [asked, asked]) as stream:
+            for group in wire.row_groups(stream, max_records=_GROUP_RECORDS):
                 found += _matching(rows, group, where)
                 seen += len(group)
         if where is None or len(found) >= limit or seen < candidates:

@@ -42,7 +42,7 @@ from migration_pipelines.store import Address, Store
 from migration_pipelines.stores import _pgcopy as wire
 from migration_pipelines.stores import _pgerrors, _pgindex, _pgtable
 from migration_pipelines.stores import _pgqueries as queries
-from migration_pipelines.stores._pgpool import Pool
+from migration_pipelines.stores._pgpool import Pool, copy
 from migration_pipelines.stores._pgrows import Rows, find_rows, id_literal
 from migration_pipelines.stores._pgschema import create_table, extension_schema
 from migration_pipelines.stores._pgsearch import nearest
@@ -255,19 +255,19 @@ class PgVectorStore(Store):
             statement = rows.copy_out(
                 f"WHERE {' AND '.join(conditions)}" if conditions else "", vectors=vectors
             )
-            with connection.cursor().copy(statement.encode(), values) as copy:
-                for group in wire.row_groups(copy, max_records=batch_records, max_bytes=_GROUP_BYTES):
+            with copy(connection, statement, values) as stream:
+                for group in wire.row_groups(stream, max_records=batch_records, max_bytes=_GROUP_BYTES):
                     yield rows.unpack(group, vectors=vectors)
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
         """Return the records of these ids."""
         found = []
         with self._reading(collection) as (connection, rows):
-            statement = rows.copy_out(queries.with_ids(rows.table), vectors=vectors).encode()
+            statement = rows.copy_out(queries.with_ids(rows.table), vectors=vectors)
             for start in range(0, ids.num_rows, _FETCH_IDS):
                 wanted = id_literal(ids.slice(start, _FETCH_IDS), rows.table)
-                with connection.cursor().copy(statement, [wanted]) as copy:
-                    groups = wire.row_groups(copy, max_records=_FETCH_IDS, max_bytes=_GROUP_BYTES)
+                with copy(connection, statement, [wanted]) as stream:
+                    groups = wire.row_groups(stream, max_records=_FETCH_IDS, max_bytes=_GROUP_BYTES)
                     found += [rows.unpack(group, vectors=vectors) for group in groups]
         return pa.concat_batches(found) if found else rows.empty(vectors=vectors)
 
@@ -455,11 +455,11 @@ class PgVectorStore(Store):
             if replace:
                 queries.delete(connection, rows.table, batch)
             statement = f"COPY {rows.table.quoted} ({rows.written()}) FROM STDIN (FORMAT BINARY)"
-            with connection.cursor().copy(statement.encode(), []) as copy:
-                copy.write(wire.HEADER)
+            with copy(connection, statement) as stream:
+                stream.write(wire.HEADER)
                 for start in range(0, batch.num_rows, _PACK_RECORDS):
-                    copy.write(memoryview(rows.pack(batch.slice(start, _PACK_RECORDS))))
-                copy.write(wire.TRAILER)
+                    stream.write(memoryview(rows.pack(batch.slice(start, _PACK_RECORDS))))
+                stream.write(wire.TRAILER)
 
     def _is_about_id(self, collection: str, error: Any) -> bool:
         """Whether an id was taken, and not a value of some other unique column."""
