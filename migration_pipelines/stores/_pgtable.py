@@ -60,7 +60,8 @@ WHERE c.relkind = ANY('{r,p,v,m,f}') AND c.relname = %s
 _FIND_COLUMNS = """
 SELECT a.attname, t.typname, t.oid, a.attnotnull,
        CASE WHEN d.typtype = 'd' THEN d.typtypmod ELSE a.atttypmod END,
-       ARRAY(SELECT i.indexrelid::regclass::text FROM pg_catalog.pg_index i
+       ARRAY(SELECT c.relname::text FROM pg_catalog.pg_index i
+             JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
              WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1
                AND i.indkey[0] = a.attnum AND i.indpred IS NULL),
        EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary
