@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,8 @@ from migration_pipelines.errors import (
     StoreUnavailableError,
     TransientError,
 )
+from migration_pipelines.stores._chroma_file import DATABASE_FILE
 
-DATABASE_FILE = "chroma.sqlite3"
-_NAMES = (
-    "SELECT collections.name FROM collections JOIN databases ON databases.id = collections.database_id "
-    "WHERE databases.tenant_id = ? AND databases.name = ? ORDER BY collections.name"
-)
 # The first pattern found in "<class names of the error's family> <HTTP status>: <message>" says what an error
 # becomes, and what to do. By name, so that asking needs no driver.
 _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
@@ -78,13 +72,6 @@ def what_is_at(folder: Path) -> str:
         )
     names = sorted(path.name for path in folder.iterdir())
     return f"{folder} holds no {DATABASE_FILE}, but {names[:5] or 'nothing'}; expected a folder of Chroma's"
-
-
-def read_names(folder: Path, *, tenant: str, database: str) -> list[str]:
-    """Return the names of a folder's collections from its file, which Chroma would write to on opening."""
-    uri = f"{(folder / DATABASE_FILE).as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
-        return [name for (name,) in file.execute(_NAMES, (tenant, database))]
 
 
 def open_folder(folder: Path, *, tenant: str, database: str) -> Any:

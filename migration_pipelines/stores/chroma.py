@@ -7,8 +7,8 @@ How it writes: Chroma's `upsert` merges into an old record and its `add` silentl
 record that is there is deleted first. A crash between the two leaves it missing until the batch is written
 again, which a migration does because the partition has no receipt.
 
-What `fingerprint` misses: a folder's takes any write to any file. A server's takes the number of records and
-their ids, and misses an update in place.
+What `fingerprint` misses: of a folder, nothing, since Chroma numbers its writes. Of a server it takes the
+number of records and their ids, and misses an update in place.
 """
 
 from __future__ import annotations
@@ -50,17 +50,16 @@ from migration_pipelines.model import (
     Span,
     VectorKind,
 )
-from migration_pipelines.snapshot import folder_fingerprint, snapshot
+from migration_pipelines.snapshot import snapshot
 from migration_pipelines.store import Address, Store
 from migration_pipelines.stores._chroma_client import (
-    DATABASE_FILE,
     absolute,
     classify,
     open_folder,
     open_server,
-    read_names,
     what_is_at,
 )
+from migration_pipelines.stores._chroma_file import DATABASE_FILE, read_names, versions_digest
 from migration_pipelines.stores._chroma_records import (
     HELD,
     METRICS,
@@ -292,14 +291,15 @@ class ChromaStore(Store):
             return pa.RecordBatch.from_pylist([], schema=layout)
 
     def fingerprint(self, collection: str) -> str:
-        """Return a text that changes with any write to the folder, or with the set of ids on a server.
+        """Return a text that changes with any write to the collection, or with its set of ids on a server.
 
-        On a server an update in place is missed. A folder that isn't a copy changes on being opened.
+        On a server an update in place is missed.
         """
         with self.translating(collection):
+            if self.path is not None and self._is_there():
+                where = {"tenant": self.tenant, "database": self.database}
+                return versions_digest(self._original(), collection, **where)
             handle = self._collection(collection)
-            if self.path is not None:
-                return folder_fingerprint(self._original())
             texts = all_ids(handle)
             digest = sum(xxhash.xxh3_128_intdigest(text.encode()) for text in texts) % 2**128
             return f"{handle.id}:{len(texts)}:{digest:032x}"
