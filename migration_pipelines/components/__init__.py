@@ -1,0 +1,11 @@
+"""Dagster's face of the engine: the components that a `defs.yaml` names, and what they are built into.
+
+`StoreConnection` becomes a resource, `VectorMigration` a group of assets:
+
+    source → inspected → plan → extracted → transformed → loaded → verified → validated
+"""
+
+from migration_pipelines.components.connection import StoreConnection
+from migration_pipelines.components.migration import VectorMigration
+
+__all__ = ["StoreConnection", "VectorMigration"]
