@@ -18,7 +18,7 @@ from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.envelope import decode
 from migration_pipelines.mapping import awkward_ids
 from migration_pipelines.metadata import load_metadata, value_kinds
-from migration_pipelines.model import Capabilities, CollectionSchema, Profile, Span, Value
+from migration_pipelines.model import Capabilities, CollectionSchema, IdKind, Profile, Span, Value
 from migration_pipelines.store import Store
 
 SAMPLE_RECORDS = 2_000
@@ -176,9 +176,9 @@ class ProfileCounter:
             if not target.non_finite_vectors:
                 self._counts["non_finite_vectors"] += int(batches.non_finite_rows(column).sum())
 
-    def id_kinds(self) -> frozenset[Any]:
+    def id_kinds(self) -> frozenset[IdKind]:
         """Return the kinds of id that were found."""
-        return frozenset(self._kinds)
+        return frozenset(map(IdKind, self._kinds))
 
     def profile(self, sample: Sample) -> Profile:
         """Return what was counted."""

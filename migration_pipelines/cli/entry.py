@@ -29,17 +29,27 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _options(
-    *,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as version_of
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it so
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
 
-        sys.stdout.write(f"vector-migrate {version_of('migration-pipelines')}\n")
-        raise typer.Exit
+    try:
+        found = version("migration-pipelines")
+    except PackageNotFoundError:
+        found = "(not installed)"
+    sys.stdout.write(f"vector-migrate {found}\n")
+    raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+
+
+@app.callback()
+def _options(*, version: Version = False, debug: Debug = False) -> None:  # noqa: ARG001
     if debug:
         os.environ["VECTOR_MIGRATE_DEBUG"] = "1"
 

@@ -34,7 +34,7 @@ def inspect(
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Show what a collection is made of and holds; nothing is written."""
+    """Show what a collection is made of and holds."""
     from migration_pipelines.store import open_address
 
     warn_of_password(address)
@@ -56,7 +56,7 @@ def stores(
     *,
     json: Json = False,
 ) -> int:
-    """Show what each store can hold and do; no driver is needed."""
+    """Show what each store can hold and do."""
     from migration_pipelines.store import store_class, store_kinds
 
     kinds = store_kinds() if kind is None else [kind]

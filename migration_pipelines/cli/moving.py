@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from migration_pipelines.validate import Report
 
 _DIFFERENT = 3
+# Workers stop at their next batch, Dagster's runs have to be closed besides; what takes longer is left.
+_GRACE_SECONDS, _DAGSTER_GRACE_SECONDS = 1.5, 15.0
 
 DryRun = Annotated[
     bool,
@@ -149,15 +151,39 @@ def plan_document(made: Plan) -> dict[str, Any]:
 def _run(request: MoveRequest, *, fresh: bool) -> int:
     from migration_pipelines.migrator import run_migration
 
+    return _driven(request, lambda migration: run_migration(migration, fresh=fresh))
+
+
+def _run_by_dagster(request: MoveRequest, *, fresh: bool) -> int:
+    name = request.name
+    if name is None or request.settings():
+        raise ConfigurationError(
+            "--dagster runs a migration as it is declared: give its name and no settings"
+        )
+
+    def drive(migration: Migration) -> Report:
+        from migration_pipelines.components.headless import run_declared
+
+        defs, home = defs_folder(request.defs), home_folder(request.home)
+        return run_declared(name, defs=defs, home=home, fresh=fresh, listener=migration.listener)
+
+    return _driven(request, drive, grace_seconds=_DAGSTER_GRACE_SECONDS)
+
+
+def _driven(
+    request: MoveRequest, drive: Callable[[Migration], Report], *, grace_seconds: float = _GRACE_SECONDS
+) -> int:
     with _migration(request) as migration:
 
         def say_goodbye() -> None:
             _say_interrupted(request, migration)
 
         try:
-            with stopping(say_goodbye):
-                report = run_migration(migration, fresh=fresh)
+            with stopping(say_goodbye, grace_seconds=grace_seconds):
+                report = drive(migration)
         except LossNotAcceptedError as error:
+            if "plan" not in error.facts:
+                raise
             return _refused(request, error.facts["plan"], error)
         except KeyboardInterrupt:
             say_goodbye()
@@ -175,17 +201,6 @@ def _say_interrupted(request: MoveRequest, migration: Migration) -> None:
     message = f"interrupted: {where}; run the same command again to go on"
     say(message)
     emit(request, {"error": {"type": "Interrupted", "message": message, "exit_status": INTERRUPTED}})
-
-
-def _run_by_dagster(request: MoveRequest, *, fresh: bool) -> int:
-    from migration_pipelines.components.headless import run_declared
-
-    if request.name is None:
-        raise ConfigurationError("--dagster runs a declared migration: name it")
-    report = run_declared(
-        request.name, defs=defs_folder(request.defs), home=home_folder(request.home), fresh=fresh
-    )
-    return _show_report(request, report)
 
 
 def _show_report(request: Request, report: Report) -> int:

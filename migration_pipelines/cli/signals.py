@@ -16,12 +16,11 @@ from typing import Any
 
 from migration_pipelines.cli.failures import INTERRUPTED
 
-_GRACE_SECONDS = 1.5
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar that is cut off leaves it hidden
 
 
 @contextmanager
-def stopping(say_goodbye: Callable[[], None], *, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
+def stopping(say_goodbye: Callable[[], None], *, grace_seconds: float) -> Iterator[None]:
     """Turn both signals into KeyboardInterrupt; leave the process after a grace, or at the second signal.
 
     Parameters
