@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from migration_pipelines.model import Value
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
+_JITTER = 0.25
 
 
 class RetryPolicy(Value):
@@ -45,13 +47,21 @@ class RetryPolicy(Value):
         return retrying(function)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
+        # Jitter on top of the limit as well, or workers that wait the longest would come back together.
         exponential = tenacity.wait_exponential(
-            multiplier=self.delay_seconds, exp_base=self.backoff, max=self.max_delay_seconds
-        )
-        jitter = tenacity.wait_random(0, self.delay_seconds / 4)
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.facts.get("retry_after_seconds", 0.0) if isinstance(error, TransientError) else 0.0
-        return max(float(asked), exponential(state) + jitter(state))
+            multiplier=self.delay_seconds, exp_base=self.backoff, max=self.max_delay_seconds / (1 + _JITTER)
+        )(state)
+        wait = exponential + tenacity.wait_random(0, exponential * _JITTER)(state)
+        return max(_asked(state.outcome.exception() if state.outcome else None), wait)
+
+
+def _asked(error: BaseException | None) -> float:
+    """Return the seconds that the store asked for; what isn't a number of seconds counts as nothing."""
+    try:
+        seconds = float(error.facts["retry_after_seconds"]) if isinstance(error, TransientError) else 0.0
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _say(state: tenacity.RetryCallState) -> None:
