@@ -27,13 +27,13 @@ from migration_pipelines.model import IdKind, ValueKind
 
 SOURCE_ID = "_source_id"
 SOURCE_EXTRA = "_source_extra"
-_RESERVED = frozenset({SOURCE_ID, SOURCE_EXTRA})
+RESERVED = frozenset({SOURCE_ID, SOURCE_EXTRA})
 _NUMBERS = frozenset({ValueKind.FLOAT, ValueKind.INTEGRAL_FLOAT, ValueKind.NEGATIVE_ZERO})
 
 
 def is_held(key: str, value: Any, *, exact: Set[str], accepts_key: Callable[[str], bool]) -> bool:
     """Whether a target gives this metadata field back exactly."""
-    if key in _RESERVED or not accepts_key(key):
+    if key in RESERVED or not accepts_key(key):
         return False
     return all(kind in exact for kind in value_kinds(value))
 
@@ -67,7 +67,7 @@ def encode_metadata(
             fields[key] = value
             continue
         extra.setdefault("fields", {})[key] = value
-        near = _nearest(value) if accepts_key(key) and key not in _RESERVED else None
+        near = _nearest(value) if accepts_key(key) and key not in RESERVED else None
         if near is not None:
             fields[key] = near
     if document is not None:
@@ -131,8 +131,15 @@ def _source_id(fields: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _extra(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what else was kept; None where the field isn't ours, by its keys and all their types."""
     found = _json_object(fields.get(SOURCE_EXTRA))
-    ours = found is not None and found.keys() <= {"fields", "document", "metadata"}
+    if not found or not found.keys() <= {"fields", "document", "metadata"}:
+        return None
+    ours = (
+        isinstance(found.get("fields", {}), dict)
+        and isinstance(found.get("document", ""), str)
+        and found.get("metadata") in (None, {})
+    )
     return found if ours else None
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
+from migration_pipelines.envelope import RESERVED
 from migration_pipelines.errors import ConfigurationError, DimensionMismatchError
 from migration_pipelines.model import (
     Capabilities,
@@ -208,13 +209,20 @@ def find_losses(
     yield from _text_losses(source, target_schema, profile, target)
     exact = target.exact_kinds(target_schema)
     for field, kinds in sorted(profile.fields.items()):
-        renamed = not target.accepts_key(field)
+        refused = _refused_name(field, target)
         for kind, count in sorted(kinds.items()):
-            if renamed or kind not in exact:
-                what = "the store refuses the field's name" if renamed else f"{target.kind} would change it"
+            if refused or kind not in exact:
+                what = refused or f"{target.kind} would change it"
                 yield Loss(
-                    field=field, kind=kind, count=count, detail=f"{what}", kept="_source_extra", accepted=True
+                    field=field, kind=kind, count=count, detail=what, kept="_source_extra", accepted=True
                 )
+
+
+def _refused_name(field: str, target: Store) -> str:
+    """Return why a metadata field can't keep its name in the target; "" where it can."""
+    if field in RESERVED:
+        return "the name is that of the envelope"
+    return "" if target.accepts_key(field) else "the store refuses the field's name"
 
 
 def _id_losses(profile: Profile, strategy: IdStrategy) -> Iterator[Loss]:
