@@ -149,10 +149,10 @@ def _write(
 def publish(migration: Migration) -> None:
     """Finish the bulk load when every partition is verified: search indexes are built, files published.
 
-    Idempotent. A collection that was there before keeps the indexes that it has.
+    Idempotent. A collection that held records before keeps the indexes that it has.
     """
     plan = migration.plan
-    if plan.target_exists and plan.on_existing != "replace":
+    if plan.target_count and plan.on_existing != "replace":
         return
     started = time.monotonic()
     prepare(migration)

@@ -85,6 +85,10 @@ _NAMES_PAGE = 1000
 _ROOM_BYTES = 16 * 2**20  # a batch
 
 
+# Below SQLite's limit on variables in one statement, which Chroma runs into (32,766).
+_DELETE_RECORDS = 5_000
+
+
 class ChromaStore(Store):
     """A Chroma folder, opened in this process, or a Chroma server.
 
@@ -338,9 +342,16 @@ class ChromaStore(Store):
             self._connect().create_collection(schema.name, embedding_function=None, **options)
 
     def drop(self, collection: str) -> None:
-        """Remove a collection and all its records."""
+        """Remove a collection and all its records.
+
+        The records first: Chroma's own removal of a collection leaves their lists behind in its database,
+        where later records of any collection take them over (seen in 1.5.9).
+        """
         with self.translating(collection):
-            self._collection(collection)
+            handle = self._collection(collection)
+            texts = all_ids(handle)
+            for start in range(0, len(texts), _DELETE_RECORDS):
+                handle.delete(ids=texts[start : start + _DELETE_RECORDS])
             self._connect().delete_collection(collection)
 
     def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
