@@ -29,6 +29,7 @@ from migration_pipelines.errors import (
     TransientError,
 )
 from migration_pipelines.filters import parse
+from migration_pipelines.metadata import canonical, canonical_texts
 from migration_pipelines.model import CollectionSchema, DType, IdKind, Metric, Span, VectorField, VectorKind
 from migration_pipelines.store import open_address
 from migration_pipelines.stores import _pgcopy as wire
@@ -347,6 +348,23 @@ def test_json_that_somebody_else_wrote_is_read_as_canonical_text(pg, name):
     pg.sql(f"""INSERT INTO {name} (id, metadata) VALUES ('a', '{{"b" : 1, "a": 12345678901234567890123}}')""")
     (batch,) = pg.store.scan(name, EVERYTHING, batch_records=10)
     assert batch.column("metadata").to_pylist() == ['{"a":12345678901234567890123,"b":1}']
+
+
+@pytest.mark.parametrize(
+    "awkward",
+    [
+        '{"b":["x","\\u0000","y"]}',
+        '{"b":1234567890123456789012}',
+        '{"$typed":5}',
+        '{"b":[{},{"z":null}]}',
+        "{}",
+    ],
+)
+def test_many_texts_are_made_canonical_like_each_alone(awkward):
+    texts = [b'{"b": 1.50, "a": "\\u00e9"}', None, awkward.encode(), b"{}", None]
+    expected = [None if text is None else canonical(text.decode()).encode() for text in texts]
+    assert canonical_texts(texts) == expected
+    assert canonical_texts([None]) == [None]
 
 
 def test_a_view_is_read_if_its_ids_are_distinct(pg, name):
