@@ -180,7 +180,7 @@ class Ledger:
     def span_ids(self, name: str) -> pa.RecordBatch:
         """Return a span's list of ids."""
         with pa.memory_map(str(self.folder / name)) as source:
-            return pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
+            return pa.ipc.open_file(source).get_batch(0)
 
     # ── staging ──────────────────────────────────────────────────────────────────────────────────────
 
