@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from migration_pipelines import batch as batches
+from migration_pipelines.components.declared import NAME_TAG
 from migration_pipelines.components.headless import run_declared
+from migration_pipelines.components.home import dagster_home
+from migration_pipelines.components.internals import newest_backfill
 from migration_pipelines.declarations import MIGRATION
 from migration_pipelines.migration import Listener, ignore
 from migration_pipelines.model import CollectionSchema, IdKind, Metric, VectorField
@@ -48,6 +51,12 @@ def run_demo(*, home: Path, tell: Callable[[str], None], listener: Listener = ig
         tell(f"moving it into PostgreSQL, as a backfill of partitions of {_PARTITION_SIZE:,}")
         _declare(home, target)
         return run_declared(NAME, defs=home / "defs", home=home, fresh=True, listener=listener)
+
+
+def page_of_run(home: Path) -> str:
+    """Return the path of the UI's page that shows the demo's last run."""
+    backfill = newest_backfill(dagster_home(home), {NAME_TAG: NAME})
+    return f"/runs/b/{backfill}" if backfill else "/runs"
 
 
 @contextmanager

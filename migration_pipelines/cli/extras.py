@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
@@ -12,14 +16,65 @@ from migration_pipelines.cli.options import Defs, Home, Json, Quiet, defs_folder
 if TYPE_CHECKING:
     from migration_pipelines.benchmark import Benchmark
 
+Port = Annotated[int, Option(metavar="N", min=1, max=65_535, help="Port on this machine.")]
 _WANTED_OF_READER, _WANTED_TIMES_GUIDES = 0.85, 12
 
 
-def demo(*, home: Home = None) -> int:
-    """Run a whole migration on real data, as a Dagster backfill."""
+def demo(
+    *,
+    ui: Annotated[bool, Option("--ui", help="Open Dagster's UI on the demo's last run instead.")] = False,
+    port: Port = 3000,
+    home: Home = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Run a whole migration on real data, as a Dagster backfill.
+
+    5,000 passages of the Python documentation, with real embeddings, move from a Chroma folder into
+    PostgreSQL (PGVECTOR_URL, else one that is started).
+    """
+    folder = home_folder(home) / "demo"
+    return _serve_demo(folder, port) if ui else _run_demo(folder, json=json, quiet=quiet)
+
+
+def _run_demo(folder: Path, *, json: bool, quiet: bool) -> int:
+    from migration_pipelines.cli.progress import listening
+    from migration_pipelines.cli.show import show_report
     from migration_pipelines.demo import run_demo
 
-    return run_demo(home=home_folder(home))
+    with listening(quiet=quiet) as meter:
+        tell = (lambda text: None) if quiet else say  # noqa: ARG005
+        report = run_demo(home=folder, tell=tell, listener=meter)
+    if json:
+        show_json(report.model_dump(mode="json"))
+    elif not quiet:
+        show_report(report)
+        say(f"see it in Dagster's UI: {_as_called()} demo --ui")
+    return report.exit_status
+
+
+def _serve_demo(folder: Path, port: int) -> int:
+    """Serve the UI while the demo's PostgreSQL runs, so that its partitions can be run again there."""
+    from migration_pipelines.demo import engines, page_of_run
+
+    if not (folder / "defs").exists():
+        say(f"there is no demo in {folder} yet: run {_as_called()} demo first")
+        return 2
+    with engines(folder):
+        say(f"the run is at http://127.0.0.1:{port}{page_of_run(folder)}; Ctrl-C stops")
+        command = [sys.executable, "-m", "migration_pipelines.cli", "ui", "--port", str(port)]
+        served = subprocess.Popen([*command, "--home", str(folder), "--defs", str(folder / "defs")])  # noqa: S603
+        # Ctrl-C reaches both: the UI stops first, then PostgreSQL.
+        while True:
+            try:
+                return max(served.wait(), 0)
+            except KeyboardInterrupt:
+                continue
+
+
+def _as_called() -> str:
+    called = Path(sys.argv[0])
+    return os.path.relpath(called) if called.name == "vector-migrate" else "vector-migrate"
 
 
 def benchmark(
@@ -56,7 +111,7 @@ def ui(
     *,
     home: Home = None,
     defs: Defs = None,
-    port: Annotated[int, Option(metavar="N", min=1, max=65_535, help="Port on this machine.")] = 3000,
+    port: Port = 3000,
 ) -> int:
     """Open Dagster's UI on the runs of this home."""
     from migration_pipelines.components.headless import close_abandoned_runs

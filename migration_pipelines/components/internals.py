@@ -19,6 +19,7 @@ import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.events import AssetKeyPartitionKey
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.backfill import (
     BULK_ACTION_TERMINAL_STATUSES,
     BulkActionsFilter,
@@ -38,6 +39,7 @@ from dagster._daemon.backfill import execute_backfill_jobs
 
 from migration_pipelines.errors import ConfigurationError
 
+INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)
 LOCATION = "migration_pipelines"
 BACKFILL_TAG = "dagster/backfill"
 _DEFINITIONS = "migration_pipelines.definitions"
@@ -126,6 +128,13 @@ def close_abandoned(instance: dg.DagsterInstance, tags: Mapping[str, str], *, wh
         else:
             instance.report_run_failed(run, why)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def newest_backfill(folder: Path, tags: Mapping[str, str]) -> str | None:
+    """Return the id of the newest backfill with these tags in a Dagster home; the UI shows `/runs/b/<id>`."""
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as instance:
+        found = instance.get_backfills(filters=BulkActionsFilter(tags=tags), limit=1)
+        return found[0].backfill_id if found else None
 
 
 # ── executing in this process ────────────────────────────────────────────────────────────────────────
