@@ -325,7 +325,7 @@ class Store(BaseModel, ABC):
             yield
         except MigrationError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises
             # Without the driver's own exception behind it: that may repeat a login, and tracebacks are kept.
             raise self.translate(error, collection) from None
 
