@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
-from migration_pipelines.envelope import RESERVED
 from migration_pipelines.errors import ConfigurationError, DimensionMismatchError
 from migration_pipelines.model import (
     Capabilities,
@@ -120,7 +119,8 @@ def map_schema(
     can = target.capabilities
     vectors = [field for field in source.vectors if field.kind in can.vector_kinds]
     if not can.named_vectors:
-        vectors = [field.model_copy(update={"name": ""}) for field in vectors[:1]]
+        first = sorted(vectors, key=lambda field: field.name != "")[:1]  # the default one, where there is one
+        vectors = [field.model_copy(update={"name": ""}) for field in first]
     return CollectionSchema(
         name=name,
         vectors=tuple(_map_vector(field, target, name, metric) for field in vectors),
@@ -169,7 +169,7 @@ def check_existing(mapped: CollectionSchema, existing: CollectionSchema, *, wher
     """
     found = {field.name: field for field in existing.vectors}
     for field in mapped.vectors:
-        other = found.get(field.name)
+        other = counterpart(field, mapped, found)
         if other is None:
             raise DimensionMismatchError(
                 f"{where} has no vector called {field.name or '(default)'}; it has "
@@ -187,10 +187,14 @@ def check_existing(mapped: CollectionSchema, existing: CollectionSchema, *, wher
 def counterpart(
     field: VectorField, source: CollectionSchema, kept: Mapping[str, VectorField]
 ) -> VectorField | None:
-    """Return the target's field for one of the source's: of that name, or the only one for the only one."""
-    alone = len(source.vectors) == 1 and len(kept) == 1
-    found = next(iter(kept.values())) if alone else kept.get(field.name)
-    return found if found is not None and found.kind is field.kind else None
+    """Return the target's field for one of the source's: of its name, or the only one for the first."""
+    if len(kept) != 1:
+        found = kept.get(field.name)
+        return found if found is not None and found.kind is field.kind else None
+    (only,) = kept.values()
+    fitting = [other.name for other in source.vectors if other.kind is only.kind]
+    chosen = only.name if only.name in fitting else next(iter(fitting), None)
+    return only if field.kind is only.kind and field.name == chosen else None
 
 
 # ── losses ───────────────────────────────────────────────────────────────────────────────────────────
@@ -209,20 +213,13 @@ def find_losses(
     yield from _text_losses(source, target_schema, profile, target)
     exact = target.exact_kinds(target_schema)
     for field, kinds in sorted(profile.fields.items()):
-        refused = _refused_name(field, target)
+        renamed = not target.accepts_key(field)
         for kind, count in sorted(kinds.items()):
-            if refused or kind not in exact:
-                what = refused or f"{target.kind} would change it"
+            if renamed or kind not in exact:
+                what = "the store refuses the field's name" if renamed else f"{target.kind} would change it"
                 yield Loss(
                     field=field, kind=kind, count=count, detail=what, kept="_source_extra", accepted=True
                 )
-
-
-def _refused_name(field: str, target: Store) -> str:
-    """Return why a metadata field can't keep its name in the target; "" where it can."""
-    if field in RESERVED:
-        return "the name is that of the envelope"
-    return "" if target.accepts_key(field) else "the store refuses the field's name"
 
 
 def _id_losses(profile: Profile, strategy: IdStrategy) -> Iterator[Loss]:

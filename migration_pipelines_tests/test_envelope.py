@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from migration_pipelines.envelope import SOURCE_EXTRA, SOURCE_ID, decode, encode_metadata, is_held
@@ -73,6 +73,7 @@ def _stored(metadata: dict[str, Any] | None, *, holds_none: bool, exact: set[str
     return _text(metadata)
 
 
+@settings(deadline=None)
 @given(
     metadata=METADATA,
     exact=EXACT,
@@ -120,6 +121,7 @@ def test_what_was_encoded_reads_as_it_was(
     assert decode(stored).to_pylist() == _batch(record_id, document, _text(metadata)).to_pylist()
 
 
+@settings(deadline=None)
 @given(metadata=METADATA, exact=EXACT, accepts=st.sampled_from(sorted(ACCEPTS)))
 def test_whatever_is_written_is_held_exactly_and_held_fields_stay_visible(
     metadata: dict[str, Any] | None, exact: frozenset[str], accepts: str
@@ -135,6 +137,7 @@ def test_whatever_is_written_is_held_exactly_and_held_fields_stay_visible(
             assert dump_metadata({key: encoded[key]}) == dump_metadata({key: value})
 
 
+@settings(deadline=None)
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_that_would_be_rounded_stays_visible_as_a_short_one_near_to_it(value: float) -> None:
     encoded = encode_metadata({"n": value}, exact=LEAST, accepts_key=ACCEPTS["any"], holds_none=True)

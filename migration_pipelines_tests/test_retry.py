@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 
 import pytest
-import tenacity
 
 from migration_pipelines.errors import (
     AuthenticationError,
@@ -24,7 +23,7 @@ from migration_pipelines.retry import RetryPolicy
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been slept."""
     slept: list[float] = []
-    monkeypatch.setattr(tenacity.nap.time, "sleep", slept.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
     return slept
 
 
