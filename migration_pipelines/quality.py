@@ -390,12 +390,14 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the warnings and log lines of Great Expectations off the terminal."""
-    log = logging.getLogger("great_expectations")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
+    log, nowhere = logging.getLogger("great_expectations"), logging.NullHandler()
+    propagates = log.propagate
+    log.addHandler(nowhere)  # without any, Python would print warnings by itself
+    log.propagate = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        log.propagate = propagates
+        log.removeHandler(nowhere)
