@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -32,5 +33,8 @@ def defs() -> dg.Definitions:
     """Return all that is declared. Needs no network, no driver, and none of the variables it names."""
     folder = Path(os.environ.get("VECTOR_MIGRATE_DEFS") or _OWN).absolute()
     tree = dg.ComponentTree.from_module(defs_module=_as_module(folder), project_root=folder.parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # Dagster's own, of what its components use inside
+        found = tree.build_defs()
     # In-process: a process per step would cost more than most steps take.
-    return dg.Definitions.merge(tree.build_defs(), dg.Definitions(executor=dg.in_process_executor))
+    return dg.Definitions.merge(found, dg.Definitions(executor=dg.in_process_executor))

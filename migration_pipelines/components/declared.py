@@ -25,6 +25,8 @@ from migration_pipelines.store import Address
 # Kinds for which Dagster has an icon under another name.
 _ICONS = {"pgvector": "postgres"}
 NAME_TAG = "vector-migrate/migration"
+# On runs that a headless process executes itself.
+SESSION_TAG = "vector-migrate/headless"
 GENERATION_TAG = "vector-migrate/generation"
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import dagster as dg
 
 from migration_pipelines import errors
+from migration_pipelines.components.declared import SESSION_TAG
+from migration_pipelines.components.internals import INTERRUPTS
 from migration_pipelines.components.plots import losses_table, table
 from migration_pipelines.errors import MigrationError, TransientError
 
@@ -36,6 +38,11 @@ def engine_errors(context: dg.AssetExecutionContext) -> Iterator[None]:
     """
     try:
         yield
+    except INTERRUPTS:
+        if SESSION_TAG in context.run.tags:
+            # Somebody stopped the process that executes the run itself: a person, not a fault.
+            context.instance.report_run_canceling(context.run)
+        raise
     except MigrationError as error:
         raise _request(context, error) from error
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import dagster as dg
 
 from migration_pipelines.components.backfills import launch_backfill
-from migration_pipelines.components.declared import NAME_TAG, Declared
+from migration_pipelines.components.declared import NAME_TAG, SESSION_TAG, Declared
 from migration_pipelines.components.failures import errors_of
 from migration_pipelines.components.home import dagster_home, environment
 from migration_pipelines.components.internals import (
@@ -34,7 +34,6 @@ from migration_pipelines.migration import Listener, Migration, default_home, ign
 from migration_pipelines.validate import Report, validate
 
 _DEFS = Path(__file__).parents[1] / "defs"
-_SESSION_TAG = "vector-migrate/headless"
 # The daemon must not run again what this process reports as failed.
 _NO_RETRIES = {"dagster/max_retries": "0"}
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -103,7 +102,7 @@ class _Headless:
 
     @property
     def tags(self) -> dict[str, str]:
-        return {NAME_TAG: self.declared.spec.name, _SESSION_TAG: self.declared.slug, **_NO_RETRIES}
+        return {NAME_TAG: self.declared.spec.name, SESSION_TAG: self.declared.slug, **_NO_RETRIES}
 
     def run(self, *, fresh: bool) -> Report:
         started = time.monotonic()
@@ -141,6 +140,12 @@ class _Headless:
             if not self.session.daemon_is_alive():
                 self.session.iterate(backfill_id)
             self._step()
+            if self._is_canceled(backfill_id):
+                raise KeyboardInterrupt
+
+    def _is_canceled(self, backfill_id: str) -> bool:
+        canceled = dg.RunsFilter(tags={BACKFILL_TAG: backfill_id}, statuses=[dg.DagsterRunStatus.CANCELED])
+        return bool(self.session.instance.get_runs(canceled, limit=1))
 
     def _step(self) -> None:
         """Execute what is queued, or wait for the daemon to do so."""
@@ -171,8 +176,6 @@ class _Headless:
     def _report(self, backfill_id: str, *, seconds: float) -> Report:
         """Return the report; the statuses of the runs and the receipts decide, never the backfill's."""
         runs = self.session.instance.get_runs(dg.RunsFilter(tags={BACKFILL_TAG: backfill_id}))
-        if any(run.status == dg.DagsterRunStatus.CANCELED for run in runs):
-            raise KeyboardInterrupt
         failed: dict[str, MigrationError] = {}
         for run in runs:
             if run.status != dg.DagsterRunStatus.SUCCESS and self.declared.key("validated") not in (
@@ -213,7 +216,7 @@ def _locked(path: Path) -> Iterator[bool]:
 
 def _close(session: Session, slug: str) -> None:
     """End what an earlier process left: whoever holds the lock knows that nobody is at work on it."""
-    close_abandoned(session.instance, {_SESSION_TAG: slug}, why="The process that executed this run is gone.")
+    close_abandoned(session.instance, {SESSION_TAG: slug}, why="The process that executed this run is gone.")
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
@@ -39,6 +40,7 @@ from dagster._daemon.backfill import execute_backfill_jobs
 
 from migration_pipelines.errors import ConfigurationError
 
+Opened = TypeVar("Opened")
 INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)
 LOCATION = "migration_pipelines"
 BACKFILL_TAG = "dagster/backfill"
@@ -148,13 +150,20 @@ def open_session(folder: Path) -> Iterator[Session]:
         origin = InProcessCodeLocationOrigin(
             LoadableTargetOrigin(module_name=_DEFINITIONS), location_name=LOCATION
         )
-        with WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget([origin])) as workspace:
+        with _quietly(WorkspaceProcessContext, instance, InProcessWorkspaceLoadTarget([origin])) as workspace:
             entry = workspace.create_request_context().get_location_entry(LOCATION)
             failure = entry.load_error if entry else None
             if failure is not None:
                 causes = [failure.message, *(cause.message for cause in _causes(failure))]
                 raise ConfigurationError(f"the declarations can't be loaded: {causes[-1].strip()}")
             yield Session(instance, workspace)
+
+
+def _quietly(make: Callable[..., Opened], *arguments: Any) -> Opened:
+    """Make something of Dagster's, without its warnings: what they tell of is raised as an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*arguments)
 
 
 def _causes(failure: Any) -> Iterator[Any]:

@@ -5,6 +5,8 @@ Every few seconds one observation with the figures so far: an event per batch wo
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from typing import Self
 
 import dagster as dg
 
+from migration_pipelines.components.declared import SESSION_TAG
 from migration_pipelines.migration import Event, Listener, ignore
 
 INTERVAL_SECONDS = 5.0
@@ -76,6 +79,17 @@ class Progress:
     def _report_until_done(self) -> None:
         while not self._done.wait(INTERVAL_SECONDS):
             self._report()
+            if SESSION_TAG in self._context.run.tags and self._is_being_canceled():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    def _is_being_canceled(self) -> bool:
+        """Whether the UI asks to terminate a run whose process it doesn't know."""
+        run = self._context.instance.get_run_by_id(self._context.run_id)
+        return run is not None and run.status in (
+            dg.DagsterRunStatus.CANCELING,
+            dg.DagsterRunStatus.CANCELED,
+        )
 
     def _report(self) -> None:
         with self._lock:
