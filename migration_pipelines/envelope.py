@@ -27,13 +27,13 @@ from migration_pipelines.model import IdKind, ValueKind
 
 SOURCE_ID = "_source_id"
 SOURCE_EXTRA = "_source_extra"
-_RESERVED = frozenset({SOURCE_ID, SOURCE_EXTRA})
+RESERVED = frozenset({SOURCE_ID, SOURCE_EXTRA})
 _NUMBERS = frozenset({ValueKind.FLOAT, ValueKind.INTEGRAL_FLOAT, ValueKind.NEGATIVE_ZERO})
 
 
 def is_held(key: str, value: Any, *, exact: Set[str], accepts_key: Callable[[str], bool]) -> bool:
     """Whether a target gives this metadata field back exactly."""
-    if key in _RESERVED or not accepts_key(key):
+    if key in RESERVED or not accepts_key(key):
         return False
     return all(kind in exact for kind in value_kinds(value))
 
@@ -67,7 +67,7 @@ def encode_metadata(
             fields[key] = value
             continue
         extra.setdefault("fields", {})[key] = value
-        near = _nearest(value) if accepts_key(key) and key not in _RESERVED else None
+        near = _nearest(value) if accepts_key(key) and key not in RESERVED else None
         if near is not None:
             fields[key] = near
     if document is not None:

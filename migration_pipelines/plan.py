@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from migration_pipelines.envelope import RESERVED
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -28,8 +29,6 @@ from migration_pipelines.model import (
     Plan,
     Profile,
 )
-
-_ENVELOPE = frozenset({"_source_id", "_source_extra"})
 
 
 def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
@@ -110,7 +109,7 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         on_existing=config.on_existing,
         where=config.frozen_part()["filter"],
         id_strategy=strategy.value,
-        encodes=any(loss.kept in _ENVELOPE for loss in losses) or _says_none(migration, profile),
+        encodes=any(loss.kept in RESERVED for loss in losses) or _needs_envelope(migration, profile),
         profile=profile,
         losses=losses,
         warnings=tuple(_warnings(schema, mapped, profile)),
@@ -168,9 +167,14 @@ def _found_kinds(profile: Profile) -> frozenset[IdKind]:
     return frozenset(IdKind(kind) for kind in profile.id_kinds)
 
 
-def _says_none(migration: Migration, profile: Profile) -> bool:
-    """Whether records without metadata need the envelope to stay different from empty ones."""
-    return not migration.target.capabilities.no_metadata and profile.with_metadata < profile.records
+def _needs_envelope(migration: Migration, profile: Profile) -> bool:
+    """Whether records need the envelope though nothing of them is lost.
+
+    Those without metadata where the target can't tell them from empty ones, and those with fields of the
+    user's own that are called as the envelope is.
+    """
+    alike = not migration.target.capabilities.no_metadata and profile.with_metadata < profile.records
+    return alike or not RESERVED.isdisjoint(profile.fields)
 
 
 def accept(losses: Iterable[Loss], allowed: tuple[str, ...]) -> tuple[Loss, ...]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from migration_pipelines.compare import compare_collections
+from migration_pipelines.envelope import decode
 from migration_pipelines.errors import (
     ConfigurationError,
     LeaseHeldError,
@@ -375,3 +376,12 @@ def test_a_corrupt_staged_file_is_extracted_again_and_never_loaded(prepared, fau
     faults.clear()
     assert run_migration(prepared()).status == "complete"
     assert content(target, "copy") == content(source, "docs")
+
+
+def test_a_users_field_called_as_the_envelope_is_stays_the_users(prepared, source, target):
+    odd = {"_source_id": "12", "_source_extra": "more"}
+    record = Record(id="odd", vectors={"": np.ones(8, np.float32)}, metadata=odd)
+    source.upsert("docs", to_batch([record], plain_schema("docs")))
+    assert run_migration(prepared()).status == "complete"
+    ids = to_batch([record], plain_schema("docs")).select(["id", "id_type"])
+    assert from_batches([decode(target.fetch("copy", ids))])[0].metadata == odd
