@@ -27,8 +27,8 @@ __all__ = [
     "compare_collections",
     "inspect_collection",
     "ledger_for",
-    "open_address",
     "make_plan",
+    "open_address",
     "run_migration",
 ]
 

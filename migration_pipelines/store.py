@@ -1,9 +1,9 @@
 """Store, the contract that every vector store is written to, and the addresses that name one.
 
-A store is one class in one file of `stores/`, a frozen pydantic model of its connection. Its drivers are
-imported inside its methods. Whatever a driver raises leaves a store as an error of `errors.py`:
-`TransientError` (retried), `RecordRejectedError` (bisected) or any other (final): the class says what the
-caller does next, so a store never retries by itself.
+A store is one class, a frozen pydantic model of its connection, in a module or package of its own under
+`stores/`. Its drivers are imported inside its methods. Whatever a driver raises leaves a store as an error of
+`errors.py`: `TransientError` (retried), `RecordRejectedError` (bisected) or any other (final): the class says
+what the caller does next, so a store never retries by itself.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ class Store(BaseModel, ABC):
 
 
 def store_kinds() -> list[str]:
-    """Return the kinds of store that there are: one file each under `stores/`."""
+    """Return the kinds of store that there are: one module or package each under `stores/`."""
     folder = Path(__file__).with_name("stores")
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name[0] != "_")
 

@@ -17,8 +17,8 @@ from migration_pipelines import batch as batches
 from migration_pipelines import errors
 from migration_pipelines.metadata import value_kind
 from migration_pipelines.model import Metric, Span, ValueKind, VectorField
-from migration_pipelines.stores import _chroma_records
 from migration_pipelines.stores.chroma import ChromaStore
+from migration_pipelines.stores.chroma import records as chroma_records
 from migration_pipelines_tests.harnesses.chroma import ChromaServer, EmbeddedChroma
 from migration_pipelines_tests.records import (
     Record,
@@ -75,7 +75,7 @@ def test_records_come_in_the_order_asked_for_not_in_chromas(harness: Any) -> Non
 
 
 def test_several_pages_make_one_batch(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_chroma_records, "PAGE", 3)
+    monkeypatch.setattr(chroma_records, "PAGE", 3)
     harness.write(SCHEMA, plain_records(10))
     ((span, ids),) = harness.store.split("docs", span_records=100)
     parts = list(harness.store.scan("docs", span, ids=ids, batch_records=8))
@@ -155,7 +155,7 @@ def test_properties_that_chroma_cannot_hold_are_adapted_or_refused(embedded: Emb
 
 
 def test_more_collections_than_a_page_are_all_listed(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migration_pipelines.stores.chroma._NAMES_PAGE", 2)
+    monkeypatch.setattr("migration_pipelines.stores.chroma.store._NAMES_PAGE", 2)
     names = [f"c{number:03}" for number in range(5)]
     for name in names:
         harness.store.create(plain_schema(name))
@@ -287,7 +287,7 @@ def test_a_column_that_chroma_has_no_place_for_is_refused(embedded: EmbeddedChro
 def test_a_write_that_does_not_show_is_no_success() -> None:
     deaf = SimpleNamespace(get=lambda **_: {"ids": []}, add=lambda **_: None)
     with pytest.raises(errors.TransientError, match="doesn't show all of 2"):
-        _chroma_records.replace_records(deaf, {"ids": ["a", "b"]}, where="chroma:x#docs")
+        chroma_records.replace_records(deaf, {"ids": ["a", "b"]}, where="chroma:x#docs")
 
 
 def test_batches_larger_than_the_store_takes_are_cut(

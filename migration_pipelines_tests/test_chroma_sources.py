@@ -15,8 +15,8 @@ import pytest
 from chromadb.config import Settings
 
 from migration_pipelines import errors, filters, snapshot
-from migration_pipelines.stores import _chroma_records
 from migration_pipelines.stores.chroma import ChromaStore
+from migration_pipelines.stores.chroma import records as chroma_records
 from migration_pipelines_tests.harnesses.chroma import EmbeddedChroma
 from migration_pipelines_tests.records import (
     Record,
@@ -202,7 +202,7 @@ def test_a_folder_of_something_else_is_named_with_what_it_holds(tmp_path: Path) 
 def test_ids_of_a_copy_come_from_its_file_a_few_at_a_time_in_order(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_chroma_records, "_IDS_PAGE", 7)
+    monkeypatch.setattr(chroma_records, "_IDS_PAGE", 7)
     store = ChromaStore(path=str(source)).for_reading(tmp_path / "scratch")
     spans = list(store.split("docs", span_records=25))
     assert [span.records for span, _ in spans] == [25, 25, 10]
@@ -214,7 +214,7 @@ def test_ids_of_a_copy_come_from_its_file_a_few_at_a_time_in_order(
 def test_ids_that_are_fewer_than_the_count_are_no_answer() -> None:
     cut = SimpleNamespace(name="docs", count=lambda: 3, get=lambda **_: {"ids": ["a", "b"]})
     with pytest.raises(errors.TransientError, match="2 ids arrived where 3"):
-        _chroma_records.all_ids(cut)
+        chroma_records.all_ids(cut)
 
 
 def test_a_file_that_lists_other_than_what_chroma_counts_is_refused(source: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_file_that_lists_other_than_what_chroma_counts_is_refused(source: Path
     handle = client.get_collection("docs", embedding_function=None)
     lying = SimpleNamespace(name="docs", id=handle.id, count=lambda: 61, get=handle.get)
     with pytest.raises(errors.StoreRefusedError, match="lists 60 ids where 61"):
-        list(_chroma_records.stored_ids(lying, source / "chroma.sqlite3"))
+        list(chroma_records.stored_ids(lying, source / "chroma.sqlite3"))
     client.close()
 
 

@@ -32,9 +32,7 @@ from migration_pipelines.filters import parse
 from migration_pipelines.metadata import canonical, canonical_texts
 from migration_pipelines.model import CollectionSchema, DType, IdKind, Metric, Span, VectorField, VectorKind
 from migration_pipelines.store import open_address
-from migration_pipelines.stores import _pgcopy as wire
-from migration_pipelines.stores import _pgerrors, _pgpool
-from migration_pipelines.stores.pgvector import PgVectorStore
+from migration_pipelines.stores.pgvector import PgVectorStore, errors, pool, wire
 from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness
 from migration_pipelines_tests.records import (
     Record,
@@ -712,13 +710,13 @@ def test_reading_runs_in_transactions_that_could_not_write(pg, name, monkeypatch
     schema = plain_schema(name)
     pg.store.create(schema)
     pg.store.upsert(name, to_batch(plain_records(10), schema))
-    transaction, modes = _pgpool.Pool.transaction, []
+    transaction, modes = pool.Pool.transaction, []
 
     def noted(self, *, read_only=False, snapshot=False):
         modes.append(read_only)
         return transaction(self, read_only=read_only, snapshot=snapshot)
 
-    monkeypatch.setattr(_pgpool.Pool, "transaction", noted)
+    monkeypatch.setattr(pool.Pool, "transaction", noted)
     spans = [span for span, _ in pg.store.split(name, span_records=5)]
     list(pg.store.scan(name, spans[0], batch_records=5))
     pg.store.fetch(name, batches.id_batch(["doc#00001"]))
@@ -850,7 +848,7 @@ def test_a_vector_of_other_dimensions_is_told(pg, name):
     ],
 )
 def test_an_sqlstate_says_what_the_caller_does_next(sqlstate, expected):
-    assert _pgerrors.classify(sqlstate)[0] is expected
+    assert errors.classify(sqlstate)[0] is expected
 
 
 def test_a_missing_privilege_is_told(pg, name):

@@ -1,1 +1,1 @@
-"""One file per store; the file's name is the store's kind, its class is bound to `STORE`."""
+"""One module or package per store; its name is the store's kind, its class is bound to `STORE`."""

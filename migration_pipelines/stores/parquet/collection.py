@@ -32,8 +32,8 @@ from pydantic import Field, ValidationError
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.model import CollectionSchema, Metric, Value
-from migration_pipelines.parquet import part as parts
-from migration_pipelines.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet import part as parts
+from migration_pipelines.stores.parquet.folder import LocalFolder
 
 MANIFEST = "_collection.json"
 LOADING = ".loading"

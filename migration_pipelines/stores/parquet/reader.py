@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.model import CollectionSchema
-from migration_pipelines.parquet import part as parts
-from migration_pipelines.parquet import plain
-from migration_pipelines.parquet.collection import Contents, Located
+from migration_pipelines.stores.parquet import part as parts
+from migration_pipelines.stores.parquet import plain
+from migration_pipelines.stores.parquet.collection import Contents, Located
 
 _RECENT_GROUPS = 4  # a part is verified in small steps, by a few workers at once
 _IDS = (batches.ID, batches.ID_TYPE)

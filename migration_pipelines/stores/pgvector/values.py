@@ -17,7 +17,7 @@ import pyarrow as pa
 from migration_pipelines.errors import RecordRejectedError, StoreRefusedError
 from migration_pipelines.metadata import dump_metadata, load_json, load_metadata, value_kinds
 from migration_pipelines.model import ValueKind
-from migration_pipelines.stores._pgtable import Column
+from migration_pipelines.stores.pgvector.table import Column
 
 _JSON = {"json", "jsonb"}
 _SCALARS = {

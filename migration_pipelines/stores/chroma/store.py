@@ -52,15 +52,15 @@ from migration_pipelines.model import (
 )
 from migration_pipelines.snapshot import snapshot
 from migration_pipelines.store import Address, Store
-from migration_pipelines.stores._chroma_client import (
+from migration_pipelines.stores.chroma.client import (
     absolute,
     classify,
     open_folder,
     open_server,
     what_is_at,
 )
-from migration_pipelines.stores._chroma_file import DATABASE_FILE, read_names, versions_digest
-from migration_pipelines.stores._chroma_records import (
+from migration_pipelines.stores.chroma.file import DATABASE_FILE, read_names, versions_digest
+from migration_pipelines.stores.chroma.records import (
     HELD,
     METRICS,
     PAGE,
@@ -475,6 +475,3 @@ class ChromaStore(Store):
             texts = stored_ids(handle, absolute(self.path) / DATABASE_FILE)
         while part := list(islice(texts, size)):
             yield part
-
-
-STORE = ChromaStore

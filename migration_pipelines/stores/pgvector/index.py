@@ -12,8 +12,8 @@ from typing import Any
 import xxhash
 
 from migration_pipelines.model import Metric, VectorField, VectorKind
-from migration_pipelines.stores._pgpool import Pool
-from migration_pipelines.stores._pgtable import Column, Table, quote
+from migration_pipelines.stores.pgvector.pool import Pool
+from migration_pipelines.stores.pgvector.table import Column, Table, quote
 
 # operator, word in the names of operator classes
 METRICS = {

@@ -10,13 +10,13 @@ from migration_pipelines import filters
 from migration_pipelines.batch import typed_ids
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import DType, Metric, VectorField, VectorKind
-from migration_pipelines.stores import _pgcopy as wire
-from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
-from migration_pipelines.stores._pgindex import METRICS, find_indexes, half_cast
-from migration_pipelines.stores._pgpool import copy
-from migration_pipelines.stores._pgrows import Rows, distances
-from migration_pipelines.stores._pgschema import extension_schema
-from migration_pipelines.stores._pgtable import Table, quote
+from migration_pipelines.stores.pgvector import wire
+from migration_pipelines.stores.pgvector.index import METRICS, find_indexes, half_cast
+from migration_pipelines.stores.pgvector.pool import copy
+from migration_pipelines.stores.pgvector.rows import Rows, distances
+from migration_pipelines.stores.pgvector.schema import extension_schema
+from migration_pipelines.stores.pgvector.table import Table, quote
+from migration_pipelines.stores.pgvector.wire import SPARSE_MAX_DIMENSIONS
 
 # Bounds of `hnsw.ef_search`, below by its default, and lists that an IVFFlat search looks into.
 _MIN_EF_SEARCH, _MAX_EF_SEARCH = 40, 1000

@@ -19,7 +19,7 @@ from migration_pipelines.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from migration_pipelines.stores._pgcopy import CopyFormatError
+from migration_pipelines.stores.pgvector.wire import CopyFormatError
 
 _REFUSED = (StoreRefusedError, "the server refuses the call")
 # Longest prefix first.

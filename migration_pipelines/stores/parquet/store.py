@@ -45,8 +45,9 @@ from migration_pipelines.model import (
     ValueKind,
     VectorKind,
 )
-from migration_pipelines.parquet import part as parts
-from migration_pipelines.parquet.collection import (
+from migration_pipelines.store import Address, Store
+from migration_pipelines.stores.parquet import part as parts
+from migration_pipelines.stores.parquet.collection import (
     LOADING,
     CollectionFolder,
     Contents,
@@ -54,9 +55,8 @@ from migration_pipelines.parquet.collection import (
     State,
     part_name,
 )
-from migration_pipelines.parquet.folder import LocalFolder
-from migration_pipelines.parquet.reader import Reader
-from migration_pipelines.store import Address, Store
+from migration_pipelines.stores.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet.reader import Reader
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _T = TypeVar("_T")
@@ -442,6 +442,3 @@ class ParquetStore(Store):
                 groups = map(change, parts.row_groups(located.folder, located.name))
                 new[part] = folder.stage(contents.known_schema, groups)
         return pa.concat_batches(found)
-
-
-STORE = ParquetStore

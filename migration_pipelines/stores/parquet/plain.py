@@ -21,8 +21,8 @@ from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.metadata import dump_metadata, load_metadata
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField
-from migration_pipelines.parquet import part as parts
-from migration_pipelines.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet import part as parts
+from migration_pipelines.stores.parquet.folder import LocalFolder
 
 _KNOWN = (batches.ID, batches.ID_TYPE, batches.DOCUMENT, batches.METADATA, batches.NAMESPACE)
 _DTYPES = {

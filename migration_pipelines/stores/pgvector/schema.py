@@ -8,9 +8,9 @@ from migration_pipelines.batch import DOCUMENT, ID, METADATA, vector_column
 from migration_pipelines.errors import StoreRefusedError, TransientError, UnsupportedOperationError
 from migration_pipelines.metadata import dump_metadata
 from migration_pipelines.model import CollectionSchema, IdKind, VectorField
-from migration_pipelines.stores import _pgerrors
-from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
-from migration_pipelines.stores._pgtable import COMMENT_KEY, VECTOR_TYPES, check_name, quote, target
+from migration_pipelines.stores.pgvector import errors
+from migration_pipelines.stores.pgvector.table import COMMENT_KEY, VECTOR_TYPES, check_name, quote, target
+from migration_pipelines.stores.pgvector.wire import SPARSE_MAX_DIMENSIONS
 
 # Text sorts by its bytes: an order that no upgrade of the operating system changes.
 _ID_TYPES = {IdKind.INT: "bigint", IdKind.UUID: "uuid", IdKind.STR: 'text COLLATE "C"'}
@@ -59,9 +59,9 @@ def _install(connection: Any, where: str) -> None:
     except psycopg.errors.UniqueViolation as error:
         raise TransientError(f"{where}: another session installs the extension vector") from error
     except psycopg.Error as error:
-        if error.sqlstate is None or _pgerrors.classify(error.sqlstate)[0] is TransientError:
+        if error.sqlstate is None or errors.classify(error.sqlstate)[0] is TransientError:
             raise
-        reason = _pgerrors.redacted(error.diag.message_primary or "", None)
+        reason = errors.redacted(error.diag.message_primary or "", None)
         raise StoreRefusedError(
             f"{where}: the extension vector isn't in this database and can't be installed: {reason}; "
             "put pgvector on the server and have a superuser run CREATE EXTENSION vector"

@@ -19,7 +19,7 @@ from migration_pipelines.batch import ID
 from migration_pipelines.errors import CollectionNotFoundError, ConfigurationError
 from migration_pipelines.metadata import load_metadata
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
-from migration_pipelines.stores._pgcopy import SPARSE_MAX_DIMENSIONS
+from migration_pipelines.stores.pgvector.wire import SPARSE_MAX_DIMENSIONS
 
 COMMENT_KEY = "migration_pipelines"
 # NAMEDATALEN - 1: a longer name is cut by the server, and two names may become one.

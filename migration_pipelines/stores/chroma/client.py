@@ -20,7 +20,7 @@ from migration_pipelines.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from migration_pipelines.stores._chroma_file import DATABASE_FILE
+from migration_pipelines.stores.chroma.file import DATABASE_FILE
 
 # The first pattern found in "<class names of the error's family> <HTTP status>: <message>" says what an error
 # becomes, and what to do. By name, so that asking needs no driver.

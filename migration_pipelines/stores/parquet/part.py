@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
-from migration_pipelines.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet.folder import LocalFolder
 
 ROW_GROUP_RECORDS = 8192
 ROW_GROUP_BYTES = 8 * 2**20

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from migration_pipelines.errors import ConfigurationError
-from migration_pipelines.stores._pgrows import id_literal
-from migration_pipelines.stores._pgtable import Table
+from migration_pipelines.stores.pgvector.rows import id_literal
+from migration_pipelines.stores.pgvector.table import Table
 
 
 def with_ids(table: Table) -> str:

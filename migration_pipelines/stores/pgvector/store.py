@@ -1,7 +1,7 @@
 """PostgreSQL with the extension pgvector: a collection is a table.
 
 Tables that this tool makes and tables that it finds are read and written alike; which column is what is in
-`_pgtable.py`. Everything that is moved goes by COPY BINARY, which keeps vectors bit for bit.
+`tables.py`. Everything that is moved goes by COPY BINARY, which keeps vectors bit for bit.
 
 What `fingerprint` misses: nothing that a transaction changes; but a restored dump, a table rewritten by
 VACUUM FULL with old transaction ids frozen, or 2**32 transactions between two looks read as a change or, the
@@ -39,15 +39,15 @@ from migration_pipelines.model import (
     VectorKind,
 )
 from migration_pipelines.store import Address, Store
-from migration_pipelines.stores import _pgcopy as wire
-from migration_pipelines.stores import _pgerrors, _pgindex, _pgtable
-from migration_pipelines.stores import _pgqueries as queries
-from migration_pipelines.stores._pgpool import Pool, copy
-from migration_pipelines.stores._pgrows import Rows, find_rows, id_literal
-from migration_pipelines.stores._pgschema import create_table, extension_schema
-from migration_pipelines.stores._pgsearch import nearest
-from migration_pipelines.stores._pgtable import Mapped
-from migration_pipelines.stores._pgvalues import CHANGED_BY_JSONB
+from migration_pipelines.stores.pgvector import errors, queries, wire
+from migration_pipelines.stores.pgvector import index as indexes
+from migration_pipelines.stores.pgvector import table as tables
+from migration_pipelines.stores.pgvector.pool import Pool, copy
+from migration_pipelines.stores.pgvector.rows import Rows, find_rows, id_literal
+from migration_pipelines.stores.pgvector.schema import create_table, extension_schema
+from migration_pipelines.stores.pgvector.search import nearest
+from migration_pipelines.stores.pgvector.table import Mapped
+from migration_pipelines.stores.pgvector.values import CHANGED_BY_JSONB
 
 _NOT_IN_JSONB = CHANGED_BY_JSONB | {ValueKind.NUL_TEXT}
 # A group of rows that stays in the processor's cache while it is unpacked.
@@ -191,7 +191,7 @@ class PgVectorStore(Store):
     def list_collections(self) -> list[str]:
         """Return the tables with a vector column; those of another schema as `schema.table`."""
         with self.translating(), self._pool.transaction(read_only=True) as connection:
-            return _pgtable.list_tables(connection)
+            return tables.list_tables(connection)
 
     def describe(self, collection: str) -> CollectionSchema:
         """Return what the table is made of; its search indexes are among the options."""
@@ -337,14 +337,14 @@ class PgVectorStore(Store):
             if table.made is None:
                 return
             extension = extension_schema(connection, where=rows.where)
-            there = _pgindex.find_indexes(connection, table)
+            there = indexes.find_indexes(connection, table)
             records = queries.count(connection, table)
         limits = {"max_memory_mb": self.index_memory_mb, "workers": self.index_workers}
         for field in rows.schema.vectors:
-            planned = _pgindex.plan_index(table, field, rows=records, extension=extension)
+            planned = indexes.plan_index(table, field, rows=records, extension=extension)
             if planned is not None and field.name not in there:
                 with self.translating(collection):
-                    _pgindex.build(self._pool, table, planned, **limits)
+                    indexes.build(self._pool, table, planned, **limits)
         with self.translating(collection), self._pool.transaction() as connection:
             connection.execute(f"ANALYZE {table.quoted}".encode(), [])
 
@@ -394,9 +394,9 @@ class PgVectorStore(Store):
             # The table may be another by now.
             self._known.pop(collection, None)
         where = self.address(collection)
-        found = _pgerrors.translate(error, where=where, secret=self._secret)
+        found = errors.translate(error, where=where, secret=self._secret)
         if isinstance(found, CollectionNotFoundError):
-            return _pgtable.not_found(where, self.list_collections())
+            return tables.not_found(where, self.list_collections())
         return found
 
     @property
@@ -466,6 +466,3 @@ class PgVectorStore(Store):
         known = self._known.get(collection)
         name = error.diag.constraint_name
         return known is None or any(name == index for index in known.table.id.unique_indexes)
-
-
-STORE = PgVectorStore

@@ -20,11 +20,10 @@ from migration_pipelines.errors import (
 )
 from migration_pipelines.metadata import canonical_texts
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField, VectorKind
-from migration_pipelines.stores import _pgcopy as wire
-from migration_pipelines.stores import _pgvalues as values
-from migration_pipelines.stores._pgindex import Index, find_indexes
-from migration_pipelines.stores._pgschema import extension_schema
-from migration_pipelines.stores._pgtable import Column, Mapped, Table, find_table, quote
+from migration_pipelines.stores.pgvector import values, wire
+from migration_pipelines.stores.pgvector.index import Index, find_indexes
+from migration_pipelines.stores.pgvector.schema import extension_schema
+from migration_pipelines.stores.pgvector.table import Column, Mapped, Table, find_table, quote
 
 _INT_OCTETS = {"int2": 2, "int4": 4, "int8": 8}
 _FLOATS = {"vector": "f4", "halfvec": "f2"}
