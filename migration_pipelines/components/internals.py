@@ -129,7 +129,16 @@ def close_abandoned(instance: dg.DagsterInstance, tags: Mapping[str, str], *, wh
             instance.report_run_canceled(run, why)
         else:
             instance.report_run_failed(run, why)
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    _free_slots(instance)
+
+
+def _free_slots(instance: dg.DagsterInstance) -> None:
+    """Free the slots in pools that runs still hold whose process was killed; else others wait for ever."""
+    storage = instance.event_log_storage
+    for run_id in storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def newest_backfill(folder: Path, tags: Mapping[str, str]) -> str | None:
