@@ -26,6 +26,7 @@ TYPED = "$typed"
 # orjson turns integers above 64 bits into doubles without a word: such texts go to a slower parser.
 _TYPED_BYTES = TYPED.encode()
 _LONG_DIGITS = re.compile(r"\d{19}")
+_SEPARATOR = "\0"
 _CUT = b',"\\u0000",'
 _NINETEEN_ZEROS = b"0" * 19
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
@@ -55,6 +56,30 @@ def dump_metadata(value: Mapping[str, Any]) -> str:
     if b"null" in text or _TYPED_BYTES in text:
         return _dump(value)
     return text.decode()
+
+
+def dump_all(values: Sequence[Mapping[str, Any] | None]) -> list[bytes | None]:
+    """Return the canonical JSON texts of many records' metadata, None for None; faster than one by one."""
+    present = [value for value in values if value is not None]
+    parts = _dump_at_once(present)
+    if parts is None:
+        return [None if value is None else dump_metadata(value).encode() for value in values]
+    found = iter(parts)
+    return [None if value is None else next(found) for value in values]
+
+
+def _dump_at_once(values: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
+    """Return the texts of all values, cut from that of one list; None where only one by one is safe."""
+    joined: list[Any] = [_SEPARATOR] * (2 * len(values) - 1)
+    joined[::2] = values
+    try:
+        text = orjson.dumps(joined, option=_DUMP_OPTIONS)
+    except (TypeError, orjson.JSONEncodeError):
+        return None
+    if b"null" in text or _TYPED_BYTES in text:
+        return None
+    parts = text[1:-1].split(_CUT) if values else []
+    return parts if len(parts) == len(values) else None
 
 
 def load_metadata(text: str) -> dict[str, Any]:

@@ -235,7 +235,6 @@ def test_validate_names_what_differs(moving: Shell) -> None:
 
 
 def test_validate_checks_a_migration_by_its_ledger(moving: Shell, tmp_path: Path) -> None:
-    moving("run", *MOVE)
     (tmp_path / "one.yaml").write_text(DECLARED.format(folder=tmp_path))
     assert moving("run", "one.yaml").status == 0
     assert moving("validate", "one.yaml", "--json").document["status"] == "complete"

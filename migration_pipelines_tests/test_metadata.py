@@ -16,7 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migration_pipelines.metadata import canonical, dump_metadata, load_metadata, value_kind, value_kinds
+from migration_pipelines.metadata import (
+    canonical,
+    dump_all,
+    dump_metadata,
+    load_metadata,
+    value_kind,
+    value_kinds,
+)
 from migration_pipelines.model import ValueKind
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -182,3 +189,16 @@ def test_kinds_of_a_value_reach_everything_inside_it() -> None:
         ValueKind.NULL,
         ValueKind.BIG_INT,
     }
+
+
+@given(st.lists(st.none() | METADATA))
+def test_many_texts_at_once_are_those_of_each_alone(metadatas: list[Any]) -> None:
+    alone = [None if item is None else dump_metadata(item).encode() for item in metadatas]
+    assert dump_all(metadatas) == alone
+
+
+@pytest.mark.parametrize("hazard", ["\0", ["a", "\0", "b"], None, [None], float("nan"), {"$typed": 1}, 2**70])
+def test_hazards_among_many_texts_are_kept_apart(hazard: Any) -> None:
+    metadatas = [{"a": 1}, {"hazard": hazard}, None, {}]
+    alone = [None if item is None else dump_metadata(item).encode() for item in metadatas]
+    assert dump_all(metadatas) == alone

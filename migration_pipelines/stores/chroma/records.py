@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from migration_pipelines.errors import (
     TransientError,
     UsageError,
 )
-from migration_pipelines.metadata import dump_metadata, load_metadata, value_kinds
+from migration_pipelines.metadata import dump_all, load_metadata, value_kinds
 from migration_pipelines.model import CollectionSchema, IdKind, Metric, ValueKind, VectorField
 
 METRICS = {"l2": Metric.EUCLIDEAN, "cosine": Metric.COSINE, "ip": Metric.DOT}
@@ -207,14 +208,21 @@ def read_records(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.Reco
 def read_page(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.RecordBatch | None:
     """Return the records of at most a page of ids, in the order of `texts`; None where there are none."""
     include = ["documents", "metadatas", "uris"] + ["embeddings"] * vectors
-    reply = handle.get(ids=texts, include=include)
+    # What `handle.get` calls, without its copy of the vectors as float64: a fifth of a reader's time.
+    reply = handle._client._get(  # noqa: SLF001
+        collection_id=handle.id,
+        ids=texts,
+        include=include,
+        tenant=handle.tenant,
+        database=handle.database,
+    )
     ids = reply["ids"]
     if not ids:
         return None
     columns = [pa.array(ids, pa.string()), batches.constant(IdKind.STR.value, len(ids))]
     dimensions = 0
     if vectors:
-        matrix = np.asarray(reply["embeddings"]).astype(np.float32)
+        matrix = _matrix(reply["embeddings"])
         dimensions = matrix.shape[1]
         columns.append(batches.dense_vectors(matrix))
     columns += [pa.array(reply["documents"], pa.string()), _metadata(reply["metadatas"], reply["uris"])]
@@ -226,13 +234,19 @@ def read_page(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.RecordB
     return page.take(pa.array([rows[text] for text in texts if text in rows], pa.int64()))
 
 
+def _matrix(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
+    """Return float32[n_records, dimensions] of lists of floats, in a third of the time that numpy takes."""
+    pack = struct.Struct(f"{len(rows[0])}f").pack
+    return np.frombuffer(b"".join([pack(*row) for row in rows]), np.float32).reshape(len(rows), -1)
+
+
 def _metadata(found: Sequence[Mapping[str, Any] | None], uris: Sequence[str | None]) -> pa.Array:
     if any(uri is not None for uri in uris):
         found = [
             fields if uri is None else {**(fields or {}), _URI: uri}
             for fields, uri in zip(found, uris, strict=True)
         ]
-    return pa.array([None if fields is None else dump_metadata(fields) for fields in found], pa.string())
+    return pa.array(dump_all(found), pa.binary()).view(pa.string())
 
 
 # ── records that Chroma is given ─────────────────────────────────────────────────────────────────────
