@@ -48,7 +48,7 @@ def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     """Run `vector-migrate` with some arguments, in this process and in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VECTOR_MIGRATE_HOME", str(tmp_path / "home"))
-    for name in ("VECTOR_MIGRATE_DEFS", "VECTOR_MIGRATE_DEBUG", "PGVECTOR_PASSWORD", "PGPASSWORD"):
+    for name in ("VECTOR_MIGRATE_DEFS", "PGVECTOR_PASSWORD", "PGPASSWORD"):
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments: object) -> Outcome:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 from migration_pipelines.cli import extras, looking, moving
-from migration_pipelines.cli.failures import Failure, report_failure
+from migration_pipelines.cli.failures import Failure, redacted, report_failure
 
 _EPILOG = (
     "Exit status: 0 complete and verified; 1 incomplete, failed or too many records refused; 2 the request "
@@ -50,8 +51,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes 
 
 @app.callback()
 def _options(*, version: Version = False, debug: Debug = False) -> None:  # noqa: ARG001
-    if debug:
-        os.environ["VECTOR_MIGRATE_DEBUG"] = "1"
+    # What goes before every command. `_status` looks at it, even where the command line can't be parsed.
+    return
 
 
 for _group in (looking, moving, extras):
@@ -80,5 +81,7 @@ def _status(arguments: list[str]) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - whatever happens ends as one clear line and an exit status
         failure = Failure.of(error, arguments)
-        report_failure(failure, error, as_json="--json" in arguments)
+        report_failure(failure, as_json="--json" in arguments)
+        if "--debug" in arguments:
+            sys.stderr.write(redacted("".join(traceback.format_exception(error)), arguments))
         return failure.exit_status

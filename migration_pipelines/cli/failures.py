@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,10 +58,8 @@ def _of_click(error: Any) -> str:
     return f"{error.format_message()}{where}"
 
 
-def report_failure(failure: Failure, error: Exception, *, as_json: bool) -> None:
+def report_failure(failure: Failure, *, as_json: bool) -> None:
     """Say on standard error what went wrong, and with `--json` on standard output as well."""
-    if os.environ.get("VECTOR_MIGRATE_DEBUG"):
-        sys.stderr.write(redacted("".join(traceback.format_exception(error)), sys.argv))
     say(f"error: {failure.message}")
     if as_json:
         show_json({"error": failure.document()})

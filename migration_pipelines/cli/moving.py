@@ -135,7 +135,7 @@ def _refused(request: MoveRequest, made: Plan, error: LossNotAcceptedError) -> i
         from migration_pipelines.cli.show import show_plan
 
         show_plan(made, heading="refused")
-    report_failure(failure, error, as_json=False)
+    report_failure(failure, as_json=False)
     return failure.exit_status
 
 
