@@ -14,7 +14,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two makes at a time would write the same environment: the second waits, then finds it done.
 ALONE := $(if $(shell command -v flock),flock .venv.lock)
 
-export DAGSTER_HOME ?= $(CURDIR)/home
 export PIP_REQUIRE_VIRTUALENV := 1
 
 .PHONY: demo ui test quick lint lock clean environment
@@ -23,9 +22,7 @@ demo: environment
 	@$(BIN)/vector-migrate demo
 
 ui: environment
-	@mkdir -p $(DAGSTER_HOME)
-	@test -e $(DAGSTER_HOME)/dagster.yaml || ln -s $(CURDIR)/dagster.yaml $(DAGSTER_HOME)/dagster.yaml
-	@$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
+	@$(BIN)/vector-migrate ui
 
 test: lint
 	@$(BIN)/pytest

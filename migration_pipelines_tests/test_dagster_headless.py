@@ -16,6 +16,7 @@ import pytest
 from migration_pipelines import quality
 from migration_pipelines.components import failures
 from migration_pipelines.components.headless import close_abandoned_runs
+from migration_pipelines.components.internals import BACKFILL_TAG, is_finished
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     LeaseHeldError,
@@ -286,6 +287,21 @@ def test_an_interrupted_run_is_canceled_not_retried_and_goes_on(slow: Project) -
     assert by_id(read(slow.parquet("target"))) == by_id(RECORDS)
 
 
+@pytest.mark.slow
+def test_terminate_in_the_ui_reaches_a_process_that_dagster_did_not_start(slow: Project) -> None:
+    process = slow.start("docs", seconds_per_batch=0.5)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("batch-extracted"):
+        pass
+    with slow.instance() as instance:
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        assert not instance.run_launcher.terminate(run.run_id)  # it only notes that it was asked to
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert run_statuses(instance) == ["CANCELED", "SUCCESS"]
+        assert backfill_statuses(instance) == ["CANCELED"]
+
+
 def test_a_killed_run_is_closed_and_costs_at_most_one_partition_a_worker(slow: Project) -> None:
     assert stop(slow, signal.SIGKILL) == -signal.SIGKILL
     receipts = len(list((slow.ledger("docs").folder / "receipts").iterdir()))
@@ -317,3 +333,31 @@ def test_a_second_process_is_told_that_one_is_at_work(slow: Project) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+# ── schedules ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_schedules_job_plans_and_launches_a_backfill_of_what_is_pending(
+    project: Project, faulty: set[str]
+) -> None:
+    faulty.add("doc#00150")
+    project.run("docs")
+    faulty.clear()
+    with project.session() as session:
+        config = {"ops": {"docs__plan": {"config": {"launch": True, "renew": True}}}}
+        session.submit([dg.AssetKey(["docs", "plan"])], tags={"mine": "1"}, run_config=config)
+        session.execute_queued({"mine": "1"})
+        backfill = session.instance.get_backfills()[0]
+        assert backfill.status.value == "REQUESTED"
+        while not is_finished(session.instance, backfill.backfill_id):
+            session.iterate(backfill.backfill_id)
+            session.execute_queued({BACKFILL_TAG: backfill.backfill_id})
+        runs = session.instance.get_runs(dg.RunsFilter(tags={BACKFILL_TAG: backfill.backfill_id}))
+        assert [run.status.value for run in runs] == ["SUCCESS", "SUCCESS"]
+        assert runs[1].tags["dagster/asset_partition_range_start"] == KEYS[1]
+        assert runs[1].tags["dagster/asset_partition_range_end"] == KEYS[1]
+        assert statuses(session.instance, "docs") == dict.fromkeys(KEYS, "MATERIALIZED")
+    report = project.ledger("docs").report()
+    assert report is not None
+    assert report["status"] == "complete"

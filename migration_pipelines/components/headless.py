@@ -101,8 +101,14 @@ class _Headless:
     migration: Migration
 
     @property
-    def tags(self) -> dict[str, str]:
-        return {NAME_TAG: self.declared.spec.name, SESSION_TAG: self.declared.slug, **_NO_RETRIES}
+    def _name(self) -> dict[str, str]:
+        return {NAME_TAG: self.declared.spec.name}
+
+    def _tags(self) -> dict[str, str]:
+        """Return the tags of what is launched now: a daemon's work isn't abandoned with us."""
+        if self.session.daemon_is_alive():
+            return self._name
+        return {**self._name, SESSION_TAG: self.declared.slug, **_NO_RETRIES}
 
     def run(self, *, fresh: bool) -> Report:
         started = time.monotonic()
@@ -114,7 +120,7 @@ class _Headless:
                 self.session.asset_graph,
                 self.declared,
                 self.migration.plan,
-                tags=self.tags,
+                tags=self._tags(),
                 run_config=_QUIET,
             )
             self._finish(backfill_id)
@@ -127,7 +133,7 @@ class _Headless:
         config = {"ops": {f"{self.declared.slug}__plan": {"config": {"fresh": fresh}}}}
         run_id = self.session.submit(
             [self.declared.key("inspected"), self.declared.key("plan")],
-            tags=self.tags,
+            tags=self._tags(),
             run_config={**config, **_QUIET},
         )
         while not self._run(run_id).is_finished:
@@ -152,7 +158,7 @@ class _Headless:
         if self.session.daemon_is_alive():
             time.sleep(_POLL_SECONDS)
         else:
-            self.session.execute_queued(self.tags)
+            self.session.execute_queued(self._name)
 
     def _run(self, run_id: str) -> dg.DagsterRun:
         run = self.session.instance.get_run_by_id(run_id)
@@ -178,9 +184,10 @@ class _Headless:
         runs = self.session.instance.get_runs(dg.RunsFilter(tags={BACKFILL_TAG: backfill_id}))
         failed: dict[str, MigrationError] = {}
         for run in runs:
-            if run.status != dg.DagsterRunStatus.SUCCESS and self.declared.key("validated") not in (
-                run.asset_selection or ()
-            ):
+            is_last = self.declared.key("validated") in (run.asset_selection or ())
+            if is_last and run.status == dg.DagsterRunStatus.SUCCESS:
+                return Report.model_validate(self.migration.ledger.report())
+            if not is_last and run.status != dg.DagsterRunStatus.SUCCESS:
                 failed |= self._errors(run.run_id)
         if "" in failed:
             raise failed[""]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parents[1]
+_SETTINGS = Path(__file__).parent  # dagster.yaml and workspace.yaml, which the checkout links to
 
 
 def dagster_home(home: Path) -> Path:
@@ -19,15 +19,10 @@ def dagster_home(home: Path) -> Path:
     """
     folder = home.absolute() / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "dagster.yaml").exists():
-        shutil.copyfile(_settings(), folder / "dagster.yaml")
+    for name in ("dagster.yaml", "workspace.yaml"):
+        if not (folder / name).exists():
+            shutil.copyfile(_SETTINGS / name, folder / name)
     return folder
-
-
-def _settings() -> Path:
-    """Return the project's dagster.yaml: the checkout's, or the copy that lies in an installed package."""
-    checkout = _PACKAGE.parent / "dagster.yaml"
-    return checkout if checkout.exists() else _PACKAGE / "dagster.yaml"
 
 
 def environment(home: Path, defs: Path | None = None) -> Mapping[str, str]:
@@ -41,7 +36,7 @@ def serve(home: Path, *, defs: Path | None = None, port: int = 3000) -> None:
     # A shell that starts us in the background ignores SIGINT, and what is ignored stays so.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    module = "migration_pipelines.definitions"
-    command = [sys.executable, "-W", "ignore", "-m", "dagster", "dev", "-m", module, "-h", "127.0.0.1"]
     variables = {**os.environ, **environment(home, defs), "PYTHONWARNINGS": "ignore"}
-    os.execve(sys.executable, [*command, "-p", str(port)], variables)  # noqa: S606 - our own interpreter
+    workspace = str(dagster_home(home) / "workspace.yaml")
+    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
+    os.execve(sys.executable, command, variables)  # noqa: S606 - our own interpreter
