@@ -26,8 +26,7 @@ COLLECTION = "passages"
 class Setup(Value):
     """What is measured: how many records of how many dimensions, and where they lie.
 
-    `guides_records` bounds the slow loop; it runs on the first of the records, which flatters it, because
-    reading by offset gets slower as the offset grows.
+    `guides_records` bounds the slow loop.
     """
 
     records: int

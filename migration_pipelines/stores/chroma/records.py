@@ -35,7 +35,7 @@ _SPACES = {metric: space for space, metric in METRICS.items()}
 # Our word for a search index's parameter, and Chroma's.
 _HNSW = {"m": "max_neighbors", "ef_construction": "ef_construction", "ef_search": "ef_search"}
 _HNSW_OWN = ("resize_factor", "sync_threshold")
-PAGE = 500  # records: measured, smaller and larger pages are slower
+PAGE = 250  # records: measured, smaller and larger pages are slower
 _IDS_PAGE = 10_000
 _SEGMENT = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
 # By row number, in short reads: an open one would keep other processes from opening the copy. Without the
