@@ -233,3 +233,42 @@ def test_a_folder_that_another_client_holds_open_is_read_beside_it(source: Path,
     assert by_id(read_all(store)) == by_id(plain_records(60))
     store.close()
     client.close()
+
+
+def asked_for(store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What Chroma is asked for while all of `docs` is read."""
+    asked: set[str] = set()
+    client = type(store._collection("docs")._client)
+    ask = client._get
+    monkeypatch.setattr(
+        client, "_get", lambda self, **what: asked.update(what["include"]) or ask(self, **what)
+    )
+    for span, ids in store.split("docs", span_records=100):
+        for _ in store.scan("docs", span, ids=ids, batch_records=100):
+            pass
+    return asked
+
+
+def test_a_copy_without_any_uri_is_not_asked_for_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = ChromaStore(path=str(source)).for_reading(tmp_path / "scratch")
+    assert asked_for(copy, monkeypatch) == {"documents", "metadatas", "embeddings"}
+    assert "uris" in asked_for(ChromaStore(path=str(source)), monkeypatch)
+
+
+def test_a_copy_with_one_uri_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = [
+        *plain_records(300),
+        Record("z", {"": plain_records(1)[0].vectors[""]}, metadata={"chroma:uri": "s3://b"}),
+    ]
+    with EmbeddedChroma.start(tmp_path) as harness:
+        harness.write(SCHEMA, marked)
+    copy = ChromaStore(path=str(tmp_path / "chroma")).for_reading(tmp_path / "scratch")
+    assert "uris" in asked_for(copy, monkeypatch)
+    parts = [
+        part
+        for span, ids in copy.split("docs", span_records=100)
+        for part in copy.scan("docs", span, ids=ids, batch_records=100)
+    ]
+    assert by_id(from_batches(parts)) == by_id(marked)

@@ -26,6 +26,11 @@ _SEGMENT = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
 _APPLIED = "SELECT seq_id FROM max_seq_id WHERE segment_id = ?"
 _VERSIONS = "SELECT embedding_id, seq_id FROM embeddings WHERE segment_id = ?"
 _QUEUED = "SELECT id, seq_id FROM embeddings_queue WHERE topic LIKE '%/' || ?"
+# What waits in the queue has its metadata as JSON.
+_URIS = (
+    "SELECT EXISTS (SELECT 1 FROM embedding_metadata WHERE key = 'chroma:uri' AND string_value IS NOT NULL) "
+    "OR EXISTS (SELECT 1 FROM embeddings_queue WHERE metadata LIKE '%chroma:uri%')"
+)
 
 
 def read_names(folder: Path, *, tenant: str, database: str) -> list[str]:
@@ -50,6 +55,12 @@ def versions_digest(folder: Path, name: str, *, tenant: str, database: str) -> s
             count += 1
             total += xxhash.xxh3_128_intdigest(f"{version}:{record_id}".encode())
     return f"{found[0]}:{count}:{total % 2**128:032x}"
+
+
+def may_hold_uris(folder: Path) -> bool:
+    """Whether any record in any collection has a URI, or may have had one."""
+    with _reading(folder) as file:
+        return bool(file.execute(_URIS).fetchone()[0])
 
 
 def _versions(file: sqlite3.Connection, collection_id: str) -> Iterator[tuple[str, int]]:

@@ -198,16 +198,24 @@ def plain_schema(dimensions: int) -> CollectionSchema:
     return CollectionSchema(name="", vectors=(vector,), id_kinds=frozenset({IdKind.STR}))
 
 
-def read_records(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.RecordBatch | None:
+def read_records(
+    handle: Any, texts: Sequence[str], *, vectors: bool, uris: bool = True
+) -> pa.RecordBatch | None:
     """Return the records of any number of ids, in the order of `texts`; None where there are none."""
-    pages = (read_page(handle, texts[at : at + PAGE], vectors=vectors) for at in range(0, len(texts), PAGE))
+    starts = range(0, len(texts), PAGE)
+    pages = (read_page(handle, texts[at : at + PAGE], vectors=vectors, uris=uris) for at in starts)
     found = [page for page in pages if page is not None]
     return pa.concat_batches(found) if found else None
 
 
-def read_page(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.RecordBatch | None:
-    """Return the records of at most a page of ids, in the order of `texts`; None where there are none."""
-    include = ["documents", "metadatas", "uris"] + ["embeddings"] * vectors
+def read_page(
+    handle: Any, texts: Sequence[str], *, vectors: bool, uris: bool = True
+) -> pa.RecordBatch | None:
+    """Return the records of at most a page of ids, in the order of `texts`; None where there are none.
+
+    Without `uris`, which only who knows that there are none may say, it takes a tenth less time.
+    """
+    include = ["documents", "metadatas"] + ["uris"] * uris + ["embeddings"] * vectors
     # What `handle.get` calls, without its copy of the vectors as float64: a fifth of a reader's time.
     reply = handle._client._get(  # noqa: SLF001
         collection_id=handle.id,
@@ -240,8 +248,8 @@ def _matrix(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
     return np.frombuffer(b"".join([pack(*row) for row in rows]), np.float32).reshape(len(rows), -1)
 
 
-def _metadata(found: Sequence[Mapping[str, Any] | None], uris: Sequence[str | None]) -> pa.Array:
-    if any(uri is not None for uri in uris):
+def _metadata(found: Sequence[Mapping[str, Any] | None], uris: Sequence[str | None] | None) -> pa.Array:
+    if uris is not None and any(uri is not None for uri in uris):
         found = [
             fields if uri is None else {**(fields or {}), _URI: uri}
             for fields, uri in zip(found, uris, strict=True)

@@ -20,6 +20,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -59,7 +60,12 @@ from migration_pipelines.stores.chroma.client import (
     open_server,
     what_is_at,
 )
-from migration_pipelines.stores.chroma.file import DATABASE_FILE, read_names, versions_digest
+from migration_pipelines.stores.chroma.file import (
+    DATABASE_FILE,
+    may_hold_uris,
+    read_names,
+    versions_digest,
+)
 from migration_pipelines.stores.chroma.records import (
     HELD,
     METRICS,
@@ -282,7 +288,8 @@ class ChromaStore(Store):
         with self.translating(collection):
             handle, texts = self._collection(collection), held_ids(ids)
             for start in range(0, len(texts), batch_records):
-                found = read_records(handle, texts[start : start + batch_records], vectors=vectors)
+                part = texts[start : start + batch_records]
+                found = read_records(handle, part, vectors=vectors, uris=self._may_hold_uris)
                 if found is not None:
                     yield found
 
@@ -468,6 +475,12 @@ class ChromaStore(Store):
             found = what_is_at(absolute(self.path or ""))
             raise CollectionNotFoundError(f"{self.address(name)}: {found}", store=self.kind, collection=name)
         return self._connect().get_collection(name, embedding_function=None)
+
+    @cached_property
+    def _may_hold_uris(self) -> bool:
+        """Whether records must be asked for their URIs: of a copy, which nobody else writes, it is known."""
+        is_copy = self.path is not None and self.snapshot_of is not None
+        return not is_copy or may_hold_uris(absolute(self.path or ""))
 
     def _id_lists(self, handle: Any, size: int) -> Iterator[list[str]]:
         """Yield all ids in lists of `size`; of a copy, which nobody else writes, in bounded memory."""
