@@ -215,14 +215,16 @@ class Ledger:
         return staged
 
     def staged_batches(self, key: str, phase: str) -> Iterator[pa.RecordBatch]:
-        """Yield what a phase staged of a partition, mapped from the file.
+        """Yield what a phase staged of a partition, batch by batch.
+
+        Read, not mapped: a mapped file's pages count as memory of the process, a partition at a time.
 
         Raises
         ------
         StagingCorruptError
         """
         try:
-            source = pa.memory_map(str(self._staged_file(key, phase)))
+            source = pa.OSFile(str(self._staged_file(key, phase)))
         except FileNotFoundError:
             raise StagingCorruptError(
                 f"{self.folder}: partition {key} has nothing staged by {phase}; run that phase again"

@@ -120,9 +120,9 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_g11_memory_does_not_grow_with_the_collection(tmp_path: Path) -> None:
-    """Eight times the records, the same peak within 15 % (of a process that is mostly libraries)."""
+    """Four times the records, the same peak within 15 %, once all workers have been at work for a while."""
     peaks = []
-    for records in (10_000, 80_000):
+    for records in (40_000, 160_000):
         folder = tmp_path / str(records)
         folder.mkdir()
         with Parquet.start(folder) as harness:
@@ -134,7 +134,7 @@ def test_g11_memory_does_not_grow_with_the_collection(tmp_path: Path) -> None:
             harness.store.finish_load("docs")
             addresses = [harness.store.address("docs"), harness.store.address("copy")]
             command = [sys.executable, "-c", PEAK, *addresses, str(folder / "home")]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
             assert harness.store.count("copy") == records
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] * 1.15

@@ -211,4 +211,5 @@ def test_what_only_memory_can_hold_comes_back_from_everywhere(
         assert bool(losses) == (kind != "parquet")
         assert move(start, there, tmp_path).status == "complete"
         assert move(there, back, tmp_path).status == "complete"
-        assert by_id(stores["memory"].read(f"odd_{kind}")) == by_id(records)
+        # The user's own fields that are called as the envelope is come back inside one.
+        assert by_id(without_envelope(stores["memory"].read(f"odd_{kind}"))) == by_id(records)
