@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from migration_pipelines import batch as batches
 from migration_pipelines.metadata import value_kinds
@@ -24,6 +25,8 @@ from migration_pipelines.store import Store
 from migration_pipelines_tests import harnesses
 from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.records import Record, from_batches, plain_records, to_batch
+
+METRICS = (Metric.EUCLIDEAN, Metric.COSINE, Metric.DOT)
 
 _NUMBERS = itertools.count(1)
 _RNG = np.random.default_rng(20)
@@ -110,6 +113,12 @@ def all_harnesses() -> list[type[Harness]]:
     names = [module.name for module in pkgutil.iter_modules(harnesses.__path__) if module.name != "base"]
     modules = [importlib.import_module(f"{harnesses.__name__}.{name}") for name in names]
     return [harness for module in modules for harness in module.HARNESSES]
+
+
+def require(condition: bool, reason: str) -> None:
+    """Leave a test out for a store that doesn't declare what it is about."""
+    if not condition:
+        pytest.skip(f"not declared: {reason}")
 
 
 # ── collections ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,11 +1,14 @@
-"""One engine of each store for the whole session."""
+"""One engine of each store for the whole session, and a PostgreSQL for the tests that are about it alone."""
 
 from __future__ import annotations
+
+import uuid
 
 import pytest
 
 from migration_pipelines_tests.conformance import all_harnesses
 from migration_pipelines_tests.harnesses.base import Harness
+from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness
 
 
 @pytest.fixture(scope="session", params=all_harnesses(), ids=lambda harness: harness.__name__)
@@ -22,3 +25,16 @@ def store(request, harness: Harness):
     if name in harness.known_gaps():
         request.applymarker(pytest.mark.xfail(reason=harness.known_gaps()[name], strict=True))
     return harness.store
+
+
+@pytest.fixture(scope="module")
+def pg(tmp_path_factory):
+    """An empty database with pgvector; the tests of one file share it."""
+    with PgVectorHarness.start(tmp_path_factory.mktemp("pgvector")) as harness:
+        yield harness
+
+
+@pytest.fixture
+def name():
+    """A name that no table has had."""
+    return f"t{uuid.uuid4().hex[:12]}"
