@@ -30,7 +30,8 @@ def extract(migration: Migration, key: str) -> Staged:
     if done is not None:
         return done
     partition = migration.partition(key)
-    staged = migration.config.retry.call(lambda: _extract_once(migration, partition))
+    with migration.scanning:
+        staged = migration.config.retry.call(lambda: _extract_once(migration, partition))
     migration.tell(
         "extracted", partition=key, records=staged.records, bytes=staged.bytes, seconds=staged.seconds
     )

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,7 @@ class MigrationConfig(Value):
     target: str
     name: str = ""
     filter: Any = None
-    partition_size: int = Field(default=50_000, ge=1)
+    partition_size: int = Field(default=20_000, ge=1)
     batch_size: int = Field(default=2_000, ge=1)
     max_batch_bytes: int = Field(default=16_000_000, ge=1_000)
     workers: int = Field(default=2, ge=1)
@@ -186,6 +187,12 @@ class Migration:
     def target(self) -> Store:
         """The store to write to."""
         return self._target_address[0]
+
+    @cached_property
+    def scanning(self) -> AbstractContextManager[Any]:
+        """Entered to read the source: waits while as many workers read it as its store is best read by."""
+        limit = self.source.scans_at_once()
+        return nullcontext() if limit is None else threading.Semaphore(limit)
 
     @cached_property
     def where(self) -> filters.Filter | None:

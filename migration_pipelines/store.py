@@ -190,6 +190,10 @@ class Store(BaseModel, ABC):
         batches have no vector columns, which is faster.
         """
 
+    def scans_at_once(self) -> int | None:
+        """Return how many scans at a time are fastest; None where nothing is lost by many."""
+        return None
+
     @abstractmethod
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
         """Return the records of these ids in any order; ids that aren't there are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -385,3 +386,23 @@ def test_a_users_field_called_as_the_envelope_is_stays_the_users(prepared, sourc
     assert run_migration(prepared()).status == "complete"
     ids = to_batch([record], plain_schema("docs")).select(["id", "id_type"])
     assert from_batches([decode(target.fetch("copy", ids))])[0].metadata == odd
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_no_more_workers_read_at_a_time_than_the_source_is_best_read_by(prepared, source, limit):
+    class Narrow(MemoryStore):
+        def scans_at_once(self) -> int:
+            return limit
+
+        def scan(self, collection: str, span: Any, **how: Any) -> Iterator[pa.RecordBatch]:
+            reading.append(span)
+            seen.append(len(reading))
+            time.sleep(0.01)
+            yield from super().scan(collection, span, **how)
+            reading.pop()
+
+    reading: list[Any] = []
+    seen: list[int] = []
+    migration = prepared(source_store=Narrow(**source.model_dump()), workers=5)
+    assert run_migration(migration).status == "complete"
+    assert max(seen) == limit

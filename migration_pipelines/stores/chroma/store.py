@@ -293,6 +293,13 @@ class ChromaStore(Store):
                 if found is not None:
                     yield found
 
+    def scans_at_once(self) -> int | None:
+        """Return 1 for a folder: Chroma makes a Python object of every number, one thread at a time.
+
+        A second reader gains a tenth, and takes it from the threads that write and compare.
+        """
+        return None if self.path is None else 1
+
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
         """Return the records of these ids, in their order; ids that aren't there are left out."""
         with self.translating(collection):
