@@ -33,8 +33,8 @@ from migration_pipelines.verify import verify
 
 PHASES = {"extracted": extract, "transformed": transform, "loaded": load, "verified": verify}
 READ_BACK = "read_back_equals_staged"
-# A run costs 4 to 6 seconds to start, a partition of the default size takes 3: a hundred of them in one run
-# keep the cost under two percent, and a backfill of more has runs that succeed, fail and are cancelled alone.
+# A run costs 4 to 6 seconds to start, a partition of the default size takes a little over one: a hundred of
+# them in one run keep the cost under five percent, and a backfill of more has runs that fail and end alone.
 PARTITIONS_PER_RUN = 100
 
 
