@@ -22,7 +22,7 @@ from migration_pipelines.errors import ConfigurationError, PlanChangedError
 from migration_pipelines.ledger import Ledger
 from migration_pipelines.model import Metric, Partition, Plan, Value
 from migration_pipelines.retry import RetryPolicy
-from migration_pipelines.store import Store, open_address
+from migration_pipelines.store import Address, Store, open_address
 
 
 class MigrationConfig(Value):
@@ -77,7 +77,7 @@ class MigrationConfig(Value):
         chosen["filter"] = None if where is None else filters.to_json(where)
         for side in ("source", "target"):
             store, collection = open_address(getattr(self, side))
-            chosen[side] = store.address(collection)
+            chosen[side] = _wherever_we_are(store.address(collection))
         return chosen
 
     def digest(self) -> str:
@@ -97,6 +97,14 @@ class MigrationConfig(Value):
         both = f"{frozen['source']}\n{frozen['target']}"
         readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{_last(frozen['source'])}-to-{_last(frozen['target'])}")
         return f"{readable.strip('-')[:60]}-{hashlib.sha256(both.encode()).hexdigest()[:8]}"
+
+
+def _wherever_we_are(address: str) -> str:
+    """Return an address that means the same in every working directory: the path of files made absolute."""
+    if address.partition(":")[2].startswith("//"):
+        return address
+    parsed = Address.parse(address)
+    return str(parsed.model_copy(update={"path": str(Path(parsed.path).absolute())}))
 
 
 def _last(address: str) -> str:

@@ -406,3 +406,13 @@ def test_no_more_workers_read_at_a_time_than_the_source_is_best_read_by(prepared
     migration = prepared(source_store=Narrow(**source.model_dump()), workers=5)
     assert run_migration(migration).status == "complete"
     assert max(seen) == limit
+
+
+def test_a_relative_address_means_another_migration_in_another_folder(tmp_path, monkeypatch):
+    config = MigrationConfig(source="parquet:./a#docs", target="parquet:./b#docs")
+    names = set()
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        names.add(config.ledger_name())
+    assert len(names) == 2
