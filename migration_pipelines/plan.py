@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from migration_pipelines.envelope import RESERVED
 from migration_pipelines.errors import (
@@ -239,17 +239,3 @@ def estimate(migration: Migration, profile: Profile, sample: Sample) -> Estimate
         staging_bytes=int(in_flight * record_bytes * 2),
         basis=f"{sample.records} records read, and the typical write rate of {migration.target.kind}",
     )
-
-
-def plan_summary(made: Plan) -> Mapping[str, object]:
-    """Return the plan's main figures, for people and for Dagster metadata."""
-    return {
-        "generation": made.generation,
-        "records": made.profile.records,
-        "bytes": made.profile.bytes,
-        "partitions": len(made.partitions),
-        "id_strategy": made.id_strategy,
-        "estimated_seconds": round(made.estimate.seconds, 1),
-        "losses": [loss.model_dump() for loss in made.losses],
-        "warnings": list(made.warnings),
-    }
