@@ -118,12 +118,14 @@ def typed_ids(batch: pa.RecordBatch) -> list[RecordId]:
     return list(map(typed_id, texts, kinds))
 
 
-def id_hashes(ids: pa.Array, kinds: pa.Array) -> npt.NDArray[np.void]:
-    """Return a 128-bit hash of each typed id, to count distinct ones in 16 bytes a record."""
-    hashes = [
-        xxhash.xxh3_128_digest(f"{kind}:{text}".encode())
-        for text, kind in zip(ids.to_pylist(), kinds.to_pylist(), strict=True)
-    ]
+def ids_of(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the columns that name each record: id, its kind and, where there is one, its namespace."""
+    return batch.select([name for name in (ID, ID_TYPE, NAMESPACE) if name in batch.schema.names])
+
+
+def id_hashes(batch: pa.RecordBatch) -> npt.NDArray[np.void]:
+    """Return a 128-bit hash of what names each record, to count distinct ones in 16 bytes a record."""
+    hashes = [xxhash.xxh3_128_digest(key.encode()) for key in id_keys(batch).to_pylist()]
     return np.frombuffer(b"".join(hashes), "V16")
 
 
@@ -336,23 +338,28 @@ def take_by_id(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> tuple[pa.Record
     -------
     The records that are there, in the order wanted, and bool[len(wanted)], true where one is missing.
     """
-    keys, asked = _id_keys(batch), _id_keys(wanted)
+    keys, asked = id_keys(batch), id_keys(wanted)
     positions = pc.index_in(asked, keys)
     missing = np.asarray(positions.is_null())
     return batch.take(positions.drop_null()), missing
 
 
-def _id_keys(batch: pa.RecordBatch) -> pa.Array:
-    kinds = batch.column(ID_TYPE)
-    return pc.binary_join_element_wise(kinds, batch.column(ID), ":")
+def id_keys(batch: pa.RecordBatch) -> pa.Array:
+    """Return one text for what names each record: `str:7`, in a namespace `str:1:a7` (its length first)."""
+    kinds, ids = batch.column(ID_TYPE), batch.column(ID)
+    if NAMESPACE not in batch.schema.names:
+        return pc.binary_join_element_wise(kinds, ids, ":")
+    spaces = pc.fill_null(batch.column(NAMESPACE), "")
+    lengths = pc.binary_length(spaces).cast(pa.string())
+    return pc.binary_join_element_wise(kinds, lengths, pc.binary_join_element_wise(spaces, ids, ""), ":")
 
 
 def positions(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """Return int64[n_records]: where in `wanted` each record's id stands, -1 where it doesn't."""
-    found = pc.index_in(_id_keys(batch), value_set=_id_keys(wanted))
+    found = pc.index_in(id_keys(batch), value_set=id_keys(wanted))
     return np.asarray(found.fill_null(-1), np.int64)
 
 
 def is_among(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.Array:
     """Return bool[n_records]: which records' ids are among `ids`."""
-    return pc.is_in(_id_keys(batch), value_set=_id_keys(ids))
+    return pc.is_in(id_keys(batch), value_set=id_keys(ids))

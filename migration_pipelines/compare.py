@@ -101,7 +101,7 @@ class _Collection:
         columns = [batch.column(ID), batch.column(ID_TYPE), stored.column(ID), stored.column(ID_TYPE)]
         raw = pa.array([digest.to_bytes(16, "big") for digest in digests], pa.binary(16))
         rows = pa.RecordBatch.from_arrays([*columns, raw], schema=_SUMMARY)
-        buckets = batches.id_hashes(batch.column(ID), batch.column(ID_TYPE)).view("u8")[::2] % n_buckets
+        buckets = batches.id_hashes(batch).view("u8")[::2] % n_buckets
         for bucket in np.unique(buckets):
             yield int(bucket), rows.filter(pa.array(buckets == bucket))
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
-from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
+from migration_pipelines.batch import DOCUMENT, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.envelope import decode
 from migration_pipelines.mapping import awkward_ids
 from migration_pipelines.metadata import load_metadata, value_kinds
@@ -149,7 +149,7 @@ class ProfileCounter:
         counts["bytes"] += batch.nbytes
         counts["documents"] += batch.num_rows - batch.column(DOCUMENT).null_count
         self._kinds.update(batch.column(ID_TYPE).to_pylist())
-        self._hashes.append(batches.id_hashes(batch.column(ID), batch.column(ID_TYPE)))
+        self._hashes.append(batches.id_hashes(batch))
         if NAMESPACE in batch.schema.names:
             self._namespaces.update(batch.column(NAMESPACE).drop_null().to_pylist())
         for text in batch.column(METADATA).drop_null().to_pylist():

@@ -19,13 +19,15 @@ from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from migration_pipelines.errors import ConfigurationError, MigrationError, UnsupportedOperationError
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import Capabilities, CollectionSchema, Span, Value
+from migration_pipelines.throttle import shared_throttle
 
 _SECRET = re.compile(r"pass|secret|token|api_?key", re.IGNORECASE)
+_LIMITS = ("requests_per_second", "bytes_per_second")
 _SCHEME = re.compile(r"([a-z][a-z0-9_]*):(.*)", re.DOTALL)
 
 
@@ -127,9 +129,21 @@ class Store(BaseModel, ABC):
     `StoreRefusedError`; those that take a collection also `CollectionNotFoundError`. What the
     capabilities don't declare raises `UnsupportedOperationError`. Stores are safe to use from several
     threads; a connection is opened on first use and closed by `close`.
+
+    A record is named by its id and, in a collection with namespaces, its namespace: there every batch of ids
+    has the column `namespace` too. A store that is bound to one namespace by its address
+    (`?namespace=`) shows a collection of that namespace's records alone, which has no namespaces.
+
+    Parameters
+    ----------
+    requests_per_second, bytes_per_second
+        What the store may be sent at most, over all workers of the process; without a limit if None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_second: PositiveFloat | None = None
+    bytes_per_second: PositiveFloat | None = None
 
     kind: ClassVar[str]
     capabilities: ClassVar[Capabilities]
@@ -333,6 +347,13 @@ class Store(BaseModel, ABC):
             # Without the driver's own exception behind it: that may repeat a login, and tracebacks are kept.
             raise self.translate(error, collection) from None
 
+    def pace(self, sent_bytes: int = 0) -> None:
+        """Wait until the limits allow one more request; connectors of servers call it before each."""
+        if self.requests_per_second is not None:
+            shared_throttle(self.address(), "requests", self.requests_per_second).wait()
+        if self.bytes_per_second is not None:
+            shared_throttle(self.address(), "bytes", self.bytes_per_second).wait(sent_bytes)
+
     def _unsupported(self, operation: str, collection: str, *_: Any) -> UnsupportedOperationError:
         return UnsupportedOperationError(
             f"{self.address(collection)}: {self.kind} has no {operation}; see `vector-migrate stores`",
@@ -367,4 +388,19 @@ def store_class(kind: str) -> type[Store]:
 def open_address(text: str) -> tuple[Store, str | None]:
     """Return the store, not yet connected, and the collection of an address."""
     address = Address.parse(text)
-    return store_class(address.kind).from_address(address)
+    limits = {name: address.query[name] for name in _LIMITS if name in address.query}
+    query = {name: value for name, value in address.query.items() if name not in limits}
+    store, collection = store_class(address.kind).from_address(address.model_copy(update={"query": query}))
+    return _limited(store, limits), collection
+
+
+def _limited(store: Store, limits: Mapping[str, str]) -> Store:
+    try:
+        numbers = {name: float(value) for name, value in limits.items()}
+    except ValueError:
+        numbers = {"": 0.0}
+    if any(not number > 0 for number in numbers.values()):
+        raise ConfigurationError(
+            f"{store.address()}: {limits} must be numbers greater than 0", found=dict(limits)
+        )
+    return store.model_copy(update=numbers) if numbers else store

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
-from migration_pipelines.batch import ID, ID_TYPE
+from migration_pipelines.batch import ID
 from migration_pipelines.errors import VerificationError
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Receipt, Value
@@ -79,7 +79,7 @@ def _without(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _read_back(migration: Migration, key: str, part: pa.RecordBatch) -> pa.RecordBatch:
-    ids = part.select([ID, ID_TYPE])
+    ids = batches.ids_of(part)
     collection = migration.plan.target_collection
     return migration.config.retry.call(lambda: migration.target.read_part(collection, key, ids))
 

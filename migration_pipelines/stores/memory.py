@@ -35,13 +35,11 @@ from migration_pipelines.model import (
 )
 from migration_pipelines.store import Address, Store
 
-_Key = tuple[str, str]  # kind and text of an id
-
 
 @dataclass
 class _Collection:
     schema: CollectionSchema
-    rows: dict[_Key, pa.RecordBatch] = field(default_factory=dict)  # one record each, in order of arrival
+    rows: dict[str, pa.RecordBatch] = field(default_factory=dict)  # one record each, in order of arrival
     version: int = 0
 
 
@@ -136,7 +134,7 @@ class MemoryStore(Store):
         if where is not None:
             records = records.filter(filters.mask(where, records))
         for part in batches.split(records, max_records=span_records, max_bytes=None):
-            yield Span(records=part.num_rows), part.select([batches.ID, batches.ID_TYPE])
+            yield Span(records=part.num_rows), batches.ids_of(part)
 
     def scan(
         self,
@@ -258,7 +256,7 @@ class MemoryStore(Store):
         return found
 
     def _rows(
-        self, collection: str, keys: Sequence[_Key] | None = None, *, vectors: bool = True
+        self, collection: str, keys: Sequence[str] | None = None, *, vectors: bool = True
     ) -> pa.RecordBatch:
         with _LOCK:
             found = self._found(collection)
@@ -272,9 +270,8 @@ class MemoryStore(Store):
         return pa.concat_batches([row.select(columns.names) for row in rows])
 
 
-def _keys(batch: pa.RecordBatch) -> list[_Key]:
-    kinds, texts = batch.column(batches.ID_TYPE).to_pylist(), batch.column(batches.ID).to_pylist()
-    return list(zip(kinds, texts, strict=True))
+def _keys(batch: pa.RecordBatch) -> list[str]:
+    return batches.id_keys(batch).to_pylist()  # type: ignore[no-any-return]
 
 
 STORE = MemoryStore
