@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from migration_pipelines import batch as batches
 from migration_pipelines.model import CollectionSchema
 from migration_pipelines.stores import memory
 from migration_pipelines.stores.memory import MemoryStore
@@ -30,8 +31,9 @@ class Memory(Harness):
 
     def write(self, schema: CollectionSchema, records: Sequence[Record]) -> None:
         """Put the rows into the table."""
-        rows = {record.key(): to_batch([record], schema) for record in records}
-        self._database.collections[schema.name] = memory._Collection(schema, rows)
+        rows = [to_batch([record], schema) for record in records]
+        named = {batches.id_keys(row)[0].as_py(): row for row in rows}
+        self._database.collections[schema.name] = memory._Collection(schema, named)
 
     def read(self, collection: str) -> list[Record]:
         """Take the rows out of the table."""
