@@ -319,6 +319,10 @@ class Store(BaseModel, ABC):
         """Whether a metadata field may have this name."""
         return True
 
+    def accepts_namespace(self, name: str) -> bool:  # noqa: ARG002
+        """Whether a namespace may have this name; "" is the default one."""
+        return True
+
     def vector_tolerance(self, schema: CollectionSchema) -> float:  # noqa: ARG002
         """Return the relative tolerance of a vector read back from such a collection; 0 is bit for bit."""
         return 0.0

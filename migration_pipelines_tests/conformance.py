@@ -182,8 +182,11 @@ def load(
 
 
 def ids_of(records: Iterable[Record]) -> pa.RecordBatch:
-    """The batch of the records' ids alone."""
-    return batches.id_batch([record.id for record in records])
+    """The batch of what names the records: their ids, and their namespaces where they have any."""
+    records = list(records)
+    ids = batches.id_batch([record.id for record in records])
+    spaces = [record.namespace for record in records]
+    return ids if not any(spaces) else ids.append_column(batches.NAMESPACE, pa.array(spaces, pa.string()))
 
 
 # ── reading everything ───────────────────────────────────────────────────────────────────────────────

@@ -24,9 +24,9 @@ class Record:
     metadata: Mapping[str, Any] | None = None
     namespace: str | None = None
 
-    def key(self) -> tuple[str, str]:
-        """The typed id, hashable without `1 == True` or `1 == "1"` surprises."""
-        return batches.id_kind(self.id).value, str(self.id)
+    def key(self) -> tuple[str, str, str]:
+        """The typed id within its namespace, hashable without `1 == True` or `1 == "1"` surprises."""
+        return batches.id_kind(self.id).value, str(self.id), self.namespace or ""
 
     def exact(self) -> tuple[Any, ...]:
         """Everything as values that compare bit for bit: vectors as bytes, metadata as canonical JSON."""
@@ -119,6 +119,6 @@ def _vector(value: Any, kind: pa.DataType) -> Any:
     return np.asarray(value, kind.value_type.to_pandas_dtype())
 
 
-def by_id(records: Iterable[Record]) -> dict[tuple[str, str], Any]:
+def by_id(records: Iterable[Record]) -> dict[tuple[str, str, str], Any]:
     """Records in their exact form by typed id, to compare two sets of them."""
     return {record.key(): record.exact() for record in records}

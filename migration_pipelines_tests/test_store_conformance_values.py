@@ -274,8 +274,15 @@ def test_named_vectors_come_back_under_their_names(harness, store):
     round_trip(harness, like.model_copy(update={"vectors": fields}), records)
 
 
-def test_namespaces_come_back(harness, store):
+def test_one_id_in_several_namespaces_is_several_records(harness, store):
     require(store.capabilities.namespaces, "namespaces")
-    spaces = ["a", "b", "漢字"]
-    records = [replace(r, namespace=spaces[n % 3]) for n, r in enumerate(records_for(store, 9))]
-    round_trip(harness, new_schema(store, has_namespaces=True), records)
+    ids = [record.id for record in records_for(store, 3)]
+    records = [
+        replace(record, id=ids[number // 3], namespace=["a", "b", "C_2"][number % 3])
+        for number, record in enumerate(records_for(store, 9))
+    ]
+    schema = new_schema(store, has_namespaces=True)
+    round_trip(harness, schema, records)
+    if store.capabilities.deletes:
+        store.delete(schema.name, ids_of(records[::2]))
+        assert_same(harness.read(schema.name), records[1::2], store)
