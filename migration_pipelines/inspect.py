@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,8 @@ class ProfileCounter:
     target
         What the target can hold: where given, awkward ids, refused documents and vectors that it refuses
         are counted too. Vectors are read only where the source may hold such that the target refuses.
+    accepts_id
+        The target's own, for ids that its capabilities can't tell of.
     source
         What the source can hold.
     """
@@ -110,8 +112,10 @@ class ProfileCounter:
         where: filters.Filter | None = None,
         source: Capabilities | None = None,
         target: Capabilities | None = None,
+        accepts_id: Callable[[str], bool] | None = None,
     ) -> None:
         self._schema, self._where, self._target = schema, where, target
+        self._accepts_id = accepts_id
         self._looks_at_vectors = (
             source is not None
             and target is not None
@@ -165,7 +169,7 @@ class ProfileCounter:
             self._present[key] += value is not None
 
     def _add_refused(self, batch: pa.RecordBatch, target: Capabilities) -> None:
-        self._counts["awkward_ids"] += int(awkward_ids(batch, target).sum())
+        self._counts["awkward_ids"] += int(awkward_ids(batch, target, self._accepts_id).sum())
         for character in target.document_refuses:
             found = pc.sum(pc.match_substring(batch.column(DOCUMENT), character)).as_py()
             self._counts["refused_documents"] += found or 0

@@ -7,7 +7,7 @@ the target: what is then staged must come back exactly, or within the tolerance 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
 import numpy as np
@@ -60,8 +60,13 @@ def choose_id_strategy(kinds: Mapping[str, int] | frozenset[IdKind], target: Cap
     return IdStrategy.TEXT if IdKind.STR in target.id_kinds and not mixed else IdStrategy.UUID5
 
 
-def awkward_ids(batch: pa.RecordBatch, target: Capabilities) -> npt.NDArray[np.bool_]:
-    """Return bool[n_records]: text ids that the target can't hold for their length or characters."""
+def awkward_ids(
+    batch: pa.RecordBatch, target: Capabilities, accepts_id: Callable[[str], bool] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return bool[n_records]: text ids that the target can't hold for their length or characters.
+
+    `accepts_id` is the target's own, for what its capabilities can't say.
+    """
     column = batch.column(ID)
     bad = np.zeros(batch.num_rows, bool)
     if not target.empty_ids:
@@ -70,6 +75,8 @@ def awkward_ids(batch: pa.RecordBatch, target: Capabilities) -> npt.NDArray[np.b
         bad |= pc.greater(pc.binary_length(column), target.max_id_bytes).to_numpy(zero_copy_only=False)
     for refused in target.id_text_refuses:
         bad |= pc.match_substring(column, refused).to_numpy(zero_copy_only=False)
+    if accepts_id is not None:
+        bad |= np.fromiter((not accepts_id(text) for text in column.to_pylist()), bool, batch.num_rows)
     return bad
 
 
@@ -79,14 +86,17 @@ def hashed_id(text: str, kind: str) -> uuid.UUID:
 
 
 def target_ids(
-    batch: pa.RecordBatch, strategy: IdStrategy, target: Capabilities
+    batch: pa.RecordBatch,
+    strategy: IdStrategy,
+    target: Capabilities,
+    accepts_id: Callable[[str], bool] | None = None,
 ) -> tuple[pa.Array, pa.Array, npt.NDArray[np.bool_]]:
     """Return the columns `id` and `id_type` for the target, and bool[n_records]: which ids changed."""
     rows = batch.num_rows
     if strategy is IdStrategy.TEXT:
         return batch.column(ID), batches.constant(IdKind.STR.value, rows), np.ones(rows, bool)
     everything = strategy is IdStrategy.UUID5
-    changed = np.ones(rows, bool) if everything else awkward_ids(batch, target)
+    changed = np.ones(rows, bool) if everything else awkward_ids(batch, target, accepts_id)
     if not changed.any():
         return batch.column(ID), batch.column(ID_TYPE), changed
     kind = IdKind.UUID if IdKind.UUID in target.id_kinds and everything else IdKind.STR
@@ -117,13 +127,11 @@ def map_schema(
         The vectors have more dimensions than the target takes.
     """
     can = target.capabilities
-    vectors = [field for field in source.vectors if field.kind in can.vector_kinds]
-    if not can.named_vectors:
-        first = sorted(vectors, key=lambda field: field.name != "")[:1]  # the default one, where there is one
-        vectors = [field.model_copy(update={"name": ""}) for field in first]
     return CollectionSchema(
         name=name,
-        vectors=tuple(_map_vector(field, target, name, metric) for field in vectors),
+        vectors=tuple(
+            _map_vector(field, target, name, metric) for field in target.select_vectors(source.vectors)
+        ),
         id_kinds=_target_id_kinds(source, can, strategy),
         has_documents=source.has_documents and can.documents,
         has_namespaces=source.has_namespaces and can.namespaces,

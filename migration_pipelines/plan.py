@@ -72,7 +72,11 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
     if keep:
         migration.ledger.clear()
     counter = ProfileCounter(
-        schema, where=migration.where, source=source.capabilities, target=target.capabilities
+        schema,
+        where=migration.where,
+        source=source.capabilities,
+        target=target.capabilities,
+        accepts_id=target.accepts_id,
     )
     partitions = _partitions(migration, counter, generation=generation, keep=keep)
     sample = take_sample(source, collection)

@@ -267,7 +267,7 @@ def _fetch_merged(migration: Migration, batch: pa.RecordBatch) -> pa.RecordBatch
     plan, target = migration.plan, migration.target
     if migration.where is not None:
         batch = batch.filter(filters.mask(migration.where, batch))
-    texts, kinds, _ = target_ids(batch, IdStrategy(plan.id_strategy), target.capabilities)
+    texts, kinds, _ = target_ids(batch, IdStrategy(plan.id_strategy), target.capabilities, target.accepts_id)
     ids = pa.RecordBatch.from_arrays([texts, kinds], names=[ID, ID_TYPE])
     return target.fetch(plan.target_collection, ids)
 

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from migration_pipelines.errors import ConfigurationError, MigrationError, UnsupportedOperationError
 from migration_pipelines.filters import Filter
-from migration_pipelines.model import Capabilities, CollectionSchema, Span, Value
+from migration_pipelines.model import Capabilities, CollectionSchema, Span, Value, VectorField
 from migration_pipelines.throttle import shared_throttle
 
 _SECRET = re.compile(r"pass|secret|token|api_?key", re.IGNORECASE)
@@ -318,6 +318,21 @@ class Store(BaseModel, ABC):
     def accepts_key(self, key: str) -> bool:  # noqa: ARG002
         """Whether a metadata field may have this name."""
         return True
+
+    def accepts_id(self, text: str) -> bool:  # noqa: ARG002
+        """Whether a text id can be held, beside what the capabilities say of its length and characters."""
+        return True
+
+    def select_vectors(self, fields: Sequence[VectorField]) -> tuple[VectorField, ...]:
+        """Return which of a source's vector fields a new collection can hold, under the names that it gives.
+
+        Without named vectors it is the default one, else the first.
+        """
+        fitting = [field for field in fields if field.kind in self.capabilities.vector_kinds]
+        if not self.capabilities.named_vectors:
+            first = sorted(fitting, key=lambda field: field.name != "")[:1]
+            return tuple(field.model_copy(update={"name": ""}) for field in first)
+        return tuple(fitting)
 
     def accepts_namespace(self, name: str) -> bool:  # noqa: ARG002
         """Whether a namespace may have this name; "" is the default one."""

@@ -131,7 +131,7 @@ def refused_rows(batch: pa.RecordBatch, can: Capabilities) -> dict[int, str]:
 def transform_batch(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.RecordBatch:
     """Return a batch as the target will hold it."""
     can = target.capabilities
-    ids, kinds, changed = target_ids(batch, IdStrategy(plan.id_strategy), can)
+    ids, kinds, changed = target_ids(batch, IdStrategy(plan.id_strategy), can, target.accepts_id)
     documents, cut = _documents(batch, can)
     columns: dict[str, Any] = {ID: ids, ID_TYPE: kinds, DOCUMENT: documents}
     columns |= _vectors(batch, plan)

@@ -253,5 +253,6 @@ def holdable_ids(store: Store) -> list[str]:
         text
         for text in TEXT_IDS
         if not (refused and refused.search(text))
+        and store.accepts_id(text)
         and (can.max_id_bytes is None or len(text.encode()) <= can.max_id_bytes)
     ]

@@ -170,6 +170,14 @@ def test_awkward_ids_are_those_too_long_in_bytes_or_with_refused_characters() ->
     assert not awkward_ids(batch, ANYTHING).any()
 
 
+def test_ids_that_the_target_itself_refuses_are_awkward_and_keep_their_original() -> None:
+    batch = batches.id_batch(["fits", "naïve"])
+    assert awkward_ids(batch, ANYTHING, str.isascii).tolist() == [False, True]
+    texts, _, changed = target_ids(batch, IdStrategy.NATIVE, ANYTHING, str.isascii)
+    assert changed.tolist() == [False, True]
+    assert texts.to_pylist() == ["fits", str(hashed_id("naïve", "str"))]
+
+
 def test_only_awkward_ids_change_in_a_collection_whose_ids_fit() -> None:
     batch = batches.id_batch(["short", "far too long"])
     texts, kinds, changed = target_ids(batch, IdStrategy.NATIVE, _can(max_id_bytes=8))
