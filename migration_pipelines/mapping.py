@@ -77,7 +77,8 @@ def awkward_ids(
         bad |= pc.match_substring(column, refused).to_numpy(zero_copy_only=False)
     if accepts_id is not None:
         bad |= np.fromiter((not accepts_id(text) for text in column.to_pylist()), bool, batch.num_rows)
-    return bad
+    is_text = pc.equal(batch.column(ID_TYPE), IdKind.STR.value).to_numpy(zero_copy_only=False)
+    return bad & is_text
 
 
 def hashed_id(text: str, kind: str) -> uuid.UUID:
