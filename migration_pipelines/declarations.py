@@ -16,6 +16,7 @@ One folder each, with a `defs.yaml` that Dagster's components read too:
       partition_size: 50000
       schedule: "0 3 * * *"
 
+A `StoreMigration` lists the `collections` of a store and stands for a migration each, `<name>_<collection>`.
 `{{ env.NAME }}` stands for an environment variable: the only place for a secret.
 """
 
@@ -23,12 +24,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic import ValidationError as SchemaError
 
 from migration_pipelines.errors import ConfigurationError
@@ -38,6 +39,8 @@ from migration_pipelines.store import Store, open_address, store_class
 
 CONNECTION = "migration_pipelines.components.StoreConnection"
 MIGRATION = "migration_pipelines.components.VectorMigration"
+STORE_MIGRATION = "migration_pipelines.components.StoreMigration"
+_KINDS = (CONNECTION, MIGRATION, STORE_MIGRATION)
 _ENVIRONMENT = re.compile(r"\{\{\s*env\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
 
@@ -63,10 +66,17 @@ class ConnectionSpec(Value):
 
 
 class CollectionSpec(Value):
-    """A collection in a declared connection."""
+    """A collection in a declared connection, or in the store at an address."""
 
-    connection: str
+    connection: str | None = None
+    address: str | None = None
     collection: str | None = None
+
+    @model_validator(mode="after")
+    def _one_store(self) -> CollectionSpec:
+        if (self.connection is None) == (self.address is None):
+            raise ValueError("name a connection or give the address of a store")
+        return self
 
 
 class MigrationSpec(Value):
@@ -130,10 +140,13 @@ def _side(side: str | CollectionSpec, connections: Mapping[str, ConnectionSpec])
     if isinstance(side, str):
         store, collection = open_address(side)
         return store, store.address(collection)
-    if side.connection not in connections:
+    if side.address is not None:
+        store, _ = open_address(side.address)
+    elif side.connection is not None and side.connection in connections:
+        store = connections[side.connection].open()
+    else:
         known = ", ".join(sorted(connections)) or "none"
         raise ConfigurationError(f"no connection {side.connection!r} is declared; there are: {known}")
-    store = connections[side.connection].open()
     return store, store.address(side.collection)
 
 
@@ -150,15 +163,21 @@ def read_declarations(folder: Path) -> Declarations:
     migrations: dict[str, MigrationSpec] = {}
     for path in paths:
         for kind, attributes in _documents(path):
-            name = attributes.setdefault("name", path.parent.name)
-            known: Mapping[str, Value] = connections if kind == CONNECTION else migrations
-            if name in known:
-                raise ConfigurationError(f"{path}: {name!r} is declared twice")
+            attributes.setdefault("name", path.parent.name)
             if kind == CONNECTION:
-                connections[name] = _validated(ConnectionSpec, attributes, path)
+                _add(connections, [_validated(ConnectionSpec, attributes, path)], path)
+            elif kind == MIGRATION:
+                _add(migrations, [migration_spec(attributes, where=str(path))], path)
             else:
-                migrations[name] = migration_spec(attributes, where=str(path))
+                _add(migrations, store_migration_specs(attributes, where=str(path)), path)
     return Declarations(connections=connections, migrations=migrations)
+
+
+def _add(known: dict[str, Any], specs: Iterable[ConnectionSpec | MigrationSpec], path: Path) -> None:
+    for spec in specs:
+        if spec.name in known:
+            raise ConfigurationError(f"{path}: {spec.name!r} is declared twice")
+        known[spec.name] = spec
 
 
 def migration_spec(attributes: Mapping[str, Any], *, where: str) -> MigrationSpec:
@@ -172,6 +191,38 @@ def migration_spec(attributes: Mapping[str, Any], *, where: str) -> MigrationSpe
     return spec
 
 
+def store_migration_specs(attributes: Mapping[str, Any], *, where: str) -> list[MigrationSpec]:
+    """Return the migrations, one a collection, that a `StoreMigration`'s attributes declare.
+
+    Raises
+    ------
+    ConfigurationError
+        No collection is named, a side names one itself, or two would give migrations of one name.
+    """
+    own = dict(attributes)
+    collections, name = own.pop("collections", None), own["name"]
+    if not isinstance(collections, list) or not all(isinstance(item, str) and item for item in collections):
+        raise ConfigurationError(f"{where}: {name!r} needs `collections`, a list of names")
+    specs = []
+    for collection in collections:
+        sides = {side: _within(own.get(side), collection, where) for side in ("source", "target")}
+        one = {**own, **sides, "name": f"{name}_{re.sub(r'[^A-Za-z0-9_]', '_', collection)}"}
+        specs.append(migration_spec(one, where=where))
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ConfigurationError(
+            f"{where}: {name!r}: some of its collections' names are too alike: declare them apart"
+        )
+    return specs
+
+
+def _within(side: Any, collection: str, where: str) -> dict[str, Any]:
+    """Return one side of a whole store's migration, narrowed to a collection."""
+    found = {"address": side} if isinstance(side, str) else dict(side or {})
+    if found.get("collection"):
+        raise ConfigurationError(f"{where}: a side names the collection {found['collection']!r} already")
+    return {**found, "collection": collection}
+
+
 def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
@@ -180,7 +231,7 @@ def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise ConfigurationError(f"{path} can't be read: {error.strerror}") from None
     for document in documents:
-        if isinstance(document, dict) and document.get("type") in (CONNECTION, MIGRATION):
+        if isinstance(document, dict) and document.get("type") in _KINDS:
             yield document["type"], with_environment(document.get("attributes") or {}, path)
 
 

@@ -269,3 +269,43 @@ def test_stores_shows_a_table_and_one_store_whole(shell: Shell) -> None:
     text = shell("stores").out
     assert all(kind in text for kind in store_kinds())
     assert "max dimensions" in shell("stores", "pgvector").out
+
+
+# ── every collection of a store ──────────────────────────────────────────────────────────────────────
+
+
+def test_all_collections_of_a_store_arrive_under_their_names(shell: Shell) -> None:
+    for name in ("a", "b"):
+        fill(f"parquet:source#{name}")
+    sides = ("--source", "parquet:source/", "--target", "parquet:target/")
+    done = shell("run", *sides, "--all-collections", "--json", "--quiet")
+    assert done.status == 0
+    assert done.document["status"] == "complete"
+    assert {name: one["status"] for name, one in done.document["collections"].items()} == {
+        "a": "complete",
+        "b": "complete",
+    }
+    for name in ("a", "b"):
+        both = ("--source", f"parquet:source#{name}", "--target", f"parquet:target#{name}")
+        assert shell("validate", *both).status == 0
+
+
+def test_a_collection_that_fails_does_not_stop_the_others(shell: Shell) -> None:
+    for name in ("a", "b"):
+        fill(f"parquet:source#{name}")
+    fill("parquet:target#a")
+    sides = ("--source", "parquet:source/", "--target", "parquet:target/")
+    done = shell("run", *sides, "--all-collections", "--json", "--quiet")
+    assert done.status == 2
+    assert done.document["status"] == "incomplete"
+    assert done.document["collections"]["a"]["error"]["type"] == "TargetNotEmptyError"
+    assert done.document["collections"]["b"]["status"] == "complete"
+
+
+@pytest.mark.parametrize("sides", [("source/", "target#docs"), ("source#docs", "target/")])
+def test_all_collections_go_from_a_whole_store_to_a_whole_store(shell: Shell, sides: tuple[str, str]) -> None:
+    fill("parquet:source#docs")
+    source, target = (f"parquet:{side}" for side in sides)
+    done = shell("run", "--source", source, "--target", target, "--all-collections")
+    assert done.status == 2
+    assert "names a collection" in done.err

@@ -14,6 +14,7 @@ import dagster as dg
 import pytest
 
 from migration_pipelines.components.checks import ENGINE_CHECKS
+from migration_pipelines.declarations import STORE_MIGRATION, read_declarations, store_migration_specs
 from migration_pipelines.errors import ConfigurationError
 from migration_pipelines_tests.dagster_project import Project
 
@@ -151,3 +152,35 @@ def test_fifty_migrations_load_in_a_few_seconds(project: Project) -> None:
     found = loaded(project)
     assert len(found.resolve_asset_graph().get_all_asset_keys()) == 50 * len(STEPS)
     assert time.process_time() - started < 5
+
+
+def test_a_store_migration_declares_a_migration_for_each_collection(project: Project) -> None:
+    project.connect("backups", "parquet", path=str(project.folder / "backups"))
+    attributes = {
+        "name": "whole",
+        "source": "parquet:./source/",
+        "target": {"connection": "backups"},
+        "collections": ["docs", "user notes"],
+        "workers": 1,
+    }
+    folder = project.defs / "whole"
+    folder.mkdir()
+    (folder / "defs.yaml").write_text(json.dumps({"type": STORE_MIGRATION, "attributes": attributes}))
+    keys = {key.to_user_string() for key in loaded(project).resolve_asset_graph().get_all_asset_keys()}
+    assert keys == {f"whole_{name}/{step}" for name in ("docs", "user_notes") for step in STEPS}
+    declared = read_declarations(project.defs)
+    migration = declared.migration("whole_user_notes", home=project.home)
+    assert migration.source_collection == migration.target_collection == "user notes"
+    assert migration.target.address("x") == f"parquet:{project.folder}/backups#x"
+
+
+@pytest.mark.parametrize("collections", [["a b", "a_b"], ["a", ""], None])
+def test_a_store_migration_needs_names_that_stay_apart(collections: list[str] | None) -> None:
+    attributes = {
+        "name": "all",
+        "source": "parquet:./a/",
+        "target": "parquet:./b/",
+        "collections": collections,
+    }
+    with pytest.raises(ConfigurationError, match="all"):
+        store_migration_specs(attributes, where="here")

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from migration_pipelines.cli.all_collections import AllCollections, run_all
 from migration_pipelines.cli.failures import (
     INTERRUPTED,
     Failure,
-    as_json_text,
     report_failure,
     say,
-    show_json,
 )
 from migration_pipelines.cli.options import MoveRequest, Request, defs_folder, home_folder, takes
 from migration_pipelines.cli.progress import counting, listening
+from migration_pipelines.cli.reporting import emit, reporting
 from migration_pipelines.cli.signals import stopping
 from migration_pipelines.errors import ConfigurationError, LossNotAcceptedError
 
@@ -64,13 +64,22 @@ def plan(request: MoveRequest, *, fresh: Fresh = False, dry_run: DryRun = False)
 
 @takes(MoveRequest)
 def run(
-    request: MoveRequest, *, fresh: Fresh = False, dry_run: DryRun = False, dagster: Dagster = False
+    request: MoveRequest,
+    *,
+    all_collections: AllCollections = False,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    dagster: Dagster = False,
 ) -> int:
     """Move a collection and prove it, or go on with it.
 
     What an interrupted run verified is not done again.
     """
     with reporting(request):
+        if all_collections:
+            if dagster:
+                raise ConfigurationError("--all-collections and --dagster exclude each other")
+            return run_all(request, _draft_one if dry_run else partial(_run_one, fresh=fresh))
         if dry_run:
             return _drafted(request)
         return _run_by_dagster(request, fresh=fresh) if dagster else _run(request, fresh=fresh)
@@ -152,6 +161,21 @@ def _run(request: MoveRequest, *, fresh: bool) -> int:
     from migration_pipelines.migrator import run_migration
 
     return _driven(request, lambda migration: run_migration(migration, fresh=fresh))
+
+
+def _run_one(migration: Migration, *, fresh: bool) -> dict[str, Any]:
+    from migration_pipelines.migrator import run_migration
+
+    report = run_migration(migration, fresh=fresh)
+    return {**report.model_dump(mode="json"), "exit_status": report.exit_status}
+
+
+def _draft_one(migration: Migration) -> dict[str, Any]:
+    from migration_pipelines.plan import check_losses, draft
+
+    made = draft(migration)
+    check_losses(made)
+    return {**plan_document(made), "status": "dry run", "exit_status": 0}
 
 
 def _run_by_dagster(request: MoveRequest, *, fresh: bool) -> int:
@@ -242,9 +266,8 @@ def _compared(request: Request) -> int:
 def _compare(request: Request) -> Comparison:
     from migration_pipelines import filters
     from migration_pipelines.compare import compare_collections
-    from migration_pipelines.store import open_address
 
-    source, target = map(open_address, request.addresses())
+    source, target = request.opened()
     where = request.settings().get("filter")
     collection = _named(*source)
     with counting("comparing", quiet=request.quiet) as on_batch:
@@ -277,33 +300,3 @@ def _migration(request: Request, home: Path | None = None) -> Iterator[Migration
     ):
         meter.migration = migration
         yield migration
-
-
-def emit(request: Request, document: dict[str, Any]) -> bool:
-    """Write the command's document where it was asked for; returns whether standard output has it."""
-    if request.report is not None:
-        write_report(request.report, document)
-    if request.json:
-        show_json(document)
-    return request.json
-
-
-def write_report(path: Path, document: dict[str, Any]) -> None:
-    """Write a report file: whole or not at all."""
-    from migration_pipelines.ledger import write_file
-
-    write_file(path.absolute(), as_json_text(document).encode())
-
-
-@contextmanager
-def reporting(request: Request) -> Iterator[None]:
-    """See that a report file never tells of an earlier run: an error is written there as well."""
-    if request.report is not None and request.report.is_dir():
-        raise ConfigurationError(f"--report {request.report} is a folder: name a file")
-    try:
-        yield
-    except Exception as error:
-        if request.report is not None:
-            failure = Failure.of(error, sys.argv)
-            write_report(request.report, {"status": "failed", "error": failure.document()})
-        raise

@@ -18,6 +18,9 @@ from migration_pipelines.errors import ConfigurationError
 if TYPE_CHECKING:
     from migration_pipelines.declarations import Declarations, MigrationSpec
     from migration_pipelines.migration import Listener, Migration
+    from migration_pipelines.store import Store
+
+Opened = tuple["Store", str | None]  # a store, and the collection in it
 
 _SHOWN_LAST = ("defs", "home", "report", "json", "quiet")  # in a command's help
 _PASSWORD_VARIABLES = {"pgvector": "PGVECTOR_PASSWORD", "chroma": "CHROMA_TOKEN"}
@@ -89,8 +92,20 @@ class Request:
         """
         if self.name is not None and not (self.source or self.target):
             return self._declared(self.name, home=home, listener=listener)
+        source, target = self.opened()
+        return between(source, target, self.settings(), home=home, listener=listener)
+
+    def opened(self) -> tuple[Opened, Opened]:
+        """Return both stores, not yet connected, and the collections that are named.
+
+        Raises
+        ------
+        ConfigurationError
+        """
+        from migration_pipelines.store import open_address
+
         source, target = self.addresses()
-        return ad_hoc(source, target, self.settings(), home=home, listener=listener)
+        return open_address(source), open_address(target)
 
     def addresses(self) -> tuple[str, str]:
         """Return both addresses; a password in one earns a warning.
@@ -247,10 +262,10 @@ def find_declared(name: str, defs: Path) -> tuple[MigrationSpec, Declarations]:
     return spec, Declarations(connections=connections, migrations=found.migrations)
 
 
-def ad_hoc(
-    source: str, target: str, settings: dict[str, Any], *, home: Path, listener: Listener
+def between(
+    source: Opened, target: Opened, settings: dict[str, Any], *, home: Path, listener: Listener
 ) -> Migration:
-    """Return the migration between two addresses; secrets in them reach the stores and nothing else.
+    """Return the migration between two collections; secrets of the stores get no farther than the stores.
 
     Raises
     ------
@@ -260,24 +275,18 @@ def ad_hoc(
 
     from migration_pipelines.declarations import without_values
     from migration_pipelines.migration import Migration, MigrationConfig, ledger_for
-    from migration_pipelines.store import open_address
 
-    source_store, source_collection = open_address(source)
-    target_store, target_collection = open_address(target)
+    addresses = {"source": source[0].address(source[1]), "target": target[0].address(target[1])}
     try:
-        config = MigrationConfig(
-            source=source_store.address(source_collection),
-            target=target_store.address(target_collection),
-            **settings,
-        )
+        config = MigrationConfig(**{**settings, **addresses})
     except ValidationError as error:
         raise ConfigurationError(without_values(error)) from None
     return Migration(
         config=config,
         ledger=ledger_for(config, home),
         listener=listener,
-        source_store=source_store,
-        target_store=target_store,
+        source_store=source[0],
+        target_store=target[0],
     )
 
 

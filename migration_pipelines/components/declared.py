@@ -67,27 +67,24 @@ class Declared:
     @property
     def pool(self) -> str:
         """The pool of the target store: so many runs write to it at a time as the pool has slots."""
-        side = self.spec.target
-        if isinstance(side, CollectionSpec):
-            return slug(side.connection)
-        address = Address.parse(side)
+        address = _address(self.spec.target)
+        if address is None:
+            return slug(_connection(self.spec.target))
         where = f"{address.host}_{address.port or ''}" if address.host else address.path
         return slug(f"{address.kind}_{where}".rstrip("_"))
 
     def kind(self, side: str | CollectionSpec) -> str:
         """Return the kind of store of one side, as Dagster's icons call it."""
-        kind = (
-            self.connections[side.connection].store
-            if isinstance(side, CollectionSpec)
-            else Address.parse(side).kind
-        )
+        address = _address(side)
+        kind = self.connections[_connection(side)].store if address is None else address.kind
         return _ICONS.get(kind, kind)
 
     def label(self, side: str | CollectionSpec) -> str:
         """Return where one side lies, for people; a password in it isn't shown."""
+        address = _address(side)
         if isinstance(side, CollectionSpec):
-            return f"{side.connection}/{side.collection or '(named like the source)'}"
-        return str(Address.parse(side))
+            return f"{address or side.connection}/{side.collection or '(named like the source)'}"
+        return str(address)
 
     def open(
         self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, listener: Listener
@@ -126,7 +123,19 @@ class Declared:
 
     def _named(self) -> set[str]:
         sides = (self.spec.source, self.spec.target)
-        return {side.connection for side in sides if isinstance(side, CollectionSpec)}
+        return {_connection(side) for side in sides if _address(side) is None}
+
+
+def _address(side: str | CollectionSpec) -> Address | None:
+    """Return the address that a side gives; None where it names a connection."""
+    text = side.address if isinstance(side, CollectionSpec) else side
+    return None if text is None else Address.parse(text)
+
+
+def _connection(side: str | CollectionSpec) -> str:
+    assert isinstance(side, CollectionSpec)
+    assert side.connection is not None
+    return side.connection
 
 
 def slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""VectorMigration: a declared migration, built into assets, checks and where declared a schedule."""
+"""VectorMigration and StoreMigration: declared migrations, built into assets, checks and schedules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from migration_pipelines.components.declared import Declared
 from migration_pipelines.components.partitions import partition_assets
 from migration_pipelines.components.schedules import plan_job, schedules
 from migration_pipelines.components.templates import holds_template
-from migration_pipelines.declarations import CollectionSpec, MigrationSpec, migration_spec, without_values
+from migration_pipelines.declarations import (
+    CollectionSpec,
+    MigrationSpec,
+    migration_spec,
+    store_migration_specs,
+    without_values,
+)
 from migration_pipelines.errors import ConfigurationError
 from migration_pipelines.migration import MigrationConfig
 
@@ -33,6 +39,9 @@ _SETTINGS: dict[str, Any] = {
     if name not in _OWN and field.annotation is not None
 }
 MigrationAttributes = create_model("MigrationAttributes", __base__=dg.Model, **_OWN, **_SETTINGS)
+StoreMigrationAttributes = create_model(
+    "StoreMigrationAttributes", __base__=MigrationAttributes, collections=(list[str], ...)
+)
 
 
 class VectorMigration(dg.Component):
@@ -52,29 +61,65 @@ class VectorMigration(dg.Component):
     @classmethod
     def load(cls, attributes: BaseModel | None, context: ComponentLoadContext) -> VectorMigration:
         """Read the attributes as they are written, templates and all."""
-        assert attributes is not None
-        written = attributes.model_dump(exclude_unset=True)
-        written["name"] = written.get("name") or context.path.name
-        spec = migration_spec(written, where=str(context.path))
+        spec = migration_spec(_written(attributes, context), where=str(context.path))
         _check_settings(spec)
         return cls(spec)
 
     def build_defs(self, context: ComponentLoadContext) -> dg.Definitions:
         """Return the migration's assets, checks, job and schedule."""
-        found = context.component_tree.get_all_components(StoreConnection)
-        declared = Declared(self.spec, {component.spec.name: component.spec for component in found})
-        declared.check()
-        return dg.Definitions(
-            assets=[
-                source_asset(declared),
-                plan_assets(declared),
-                partition_assets(declared),
-                validated_asset(declared),
-            ],
-            asset_checks=[quality_check(declared)],
-            jobs=[plan_job(declared)],
-            schedules=schedules(declared),
-        )
+        return _definitions(self.spec, context)
+
+
+class StoreMigration(dg.Component):
+    """Several collections that move from one store to another, a migration each.
+
+    The attributes are those of `VectorMigration`, but that the sides name no collection: `collections` lists
+    them. The list is written down because definitions load without asking any store.
+    """
+
+    def __init__(self, specs: list[MigrationSpec]) -> None:
+        self.specs = specs
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """Return the schema of the YAML."""
+        return StoreMigrationAttributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: ComponentLoadContext) -> StoreMigration:
+        """Read the attributes as they are written, templates and all."""
+        specs = store_migration_specs(_written(attributes, context), where=str(context.path))
+        for spec in specs:
+            _check_settings(spec)
+        return cls(specs)
+
+    def build_defs(self, context: ComponentLoadContext) -> dg.Definitions:
+        """Return the assets, checks, jobs and schedules of all the migrations."""
+        return dg.Definitions.merge(*(_definitions(spec, context) for spec in self.specs))
+
+
+def _written(attributes: BaseModel | None, context: ComponentLoadContext) -> dict[str, Any]:
+    assert attributes is not None
+    written = attributes.model_dump(exclude_unset=True)
+    written["name"] = written.get("name") or context.path.name
+    return written
+
+
+def _definitions(spec: MigrationSpec, context: ComponentLoadContext) -> dg.Definitions:
+    found = context.component_tree.get_all_components(StoreConnection)
+    declared = Declared(spec, {component.spec.name: component.spec for component in found})
+    declared.check()
+    return dg.Definitions(
+        assets=[
+            source_asset(declared),
+            plan_assets(declared),
+            partition_assets(declared),
+            validated_asset(declared),
+        ],
+        asset_checks=[quality_check(declared)],
+        jobs=[plan_job(declared)],
+        schedules=schedules(declared),
+    )
 
 
 def _check_settings(spec: MigrationSpec) -> None:
