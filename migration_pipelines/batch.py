@@ -7,7 +7,7 @@ A batch is a `pyarrow.RecordBatch` with these columns:
 `vector`           the default vector; others are `vector:<name>`; null where a record has none
 `document`         text, null where a record has none
 `metadata`         canonical JSON text of an object; null where a record has none
-`namespace`        text; only in collections with namespaces
+`namespace`        text, "" for the default one; only in collections with namespaces
 =================  ====================================================================================
 
 A dense vector is a fixed-size list of its dtype (`bit`: of bytes), a multivector a list of those, a
@@ -118,9 +118,14 @@ def typed_ids(batch: pa.RecordBatch) -> list[RecordId]:
     return list(map(typed_id, texts, kinds))
 
 
+def id_names(columns: pa.Schema) -> list[str]:
+    """Return those of the columns that name a record: id, its kind and, where there is one, its namespace."""
+    return [name for name in (ID, ID_TYPE, NAMESPACE) if name in columns.names]
+
+
 def ids_of(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the columns that name each record: id, its kind and, where there is one, its namespace."""
-    return batch.select([name for name in (ID, ID_TYPE, NAMESPACE) if name in batch.schema.names])
+    return batch.select(id_names(batch.schema))
 
 
 def id_hashes(batch: pa.RecordBatch) -> npt.NDArray[np.void]:
@@ -132,6 +137,35 @@ def id_hashes(batch: pa.RecordBatch) -> npt.NDArray[np.void]:
 def constant(value: str, length: int) -> pa.Array:
     """Return a column that holds one text throughout, such as the kind of ids that are all alike."""
     return pa.repeat(pa.scalar(value, pa.string()), length)
+
+
+# ── namespaces ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def put_in_namespace(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    """Return records without namespaces as those of one."""
+    return batch.append_column(NAMESPACE, constant(name, batch.num_rows))
+
+
+def of_namespace(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    """Return the records of one namespace, without the column that says so."""
+    found = pc.equal(pc.fill_null(batch.column(NAMESPACE), ""), name)
+    return batch.filter(found).drop_columns([NAMESPACE])
+
+
+def fit_namespaces(batch: pa.RecordBatch, *, wanted: bool) -> pa.RecordBatch:
+    """Return a batch with the column `namespace`, or without it, whichever is wanted.
+
+    A record that names no namespace is in the default one.
+    """
+    if NAMESPACE not in batch.schema.names:
+        return put_in_namespace(batch, "") if wanted else batch
+    if not wanted:
+        return batch.drop_columns([NAMESPACE])
+    column = batch.column(NAMESPACE)
+    if not column.null_count:
+        return batch
+    return batch.set_column(batch.schema.names.index(NAMESPACE), NAMESPACE, pc.fill_null(column, ""))
 
 
 # ── vectors ──────────────────────────────────────────────────────────────────────────────────────────
@@ -197,7 +231,7 @@ def _numbers(item: Any) -> Any:
 
 
 def conform(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> pa.RecordBatch:
-    """Return the same records with the columns exactly as `arrow_schema` has them.
+    """Return the same records with the columns exactly as `arrow_schema` has them, no namespace null.
 
     Raises
     ------
@@ -215,6 +249,7 @@ def conform(batch: pa.RecordBatch, schema: CollectionSchema, *, where: str) -> p
             found=sorted(batch.schema.names),
         )
     check_dimensions(batch, schema, where=where)
+    batch = fit_namespaces(batch, wanted=schema.has_namespaces)
     return pa.RecordBatch.from_arrays(list(map(batch.column, expected)), schema=arrow_schema(schema))
 
 
@@ -281,14 +316,15 @@ def record_digests(batch: pa.RecordBatch) -> list[int]:
     """Return a 128-bit digest of each record: id, vectors, document, metadata, namespace.
 
     xxh3: it tells accident, not malice. The lengths of the parts are hashed with them, -1 for null, so
-    that no two different records give the same bytes.
+    that no two different records give the same bytes. The namespace comes last, without a length: a
+    record in the default one has the same digest as in a collection without namespaces.
     """
     names = [ID, ID_TYPE, *vector_columns(batch.schema), DOCUMENT, METADATA]
-    if NAMESPACE in batch.schema.names:
-        names.append(NAMESPACE)
     parts = [_bytes_of(batch.column(name)) for name in names]
     lengths = np.array([[-1 if item is None else len(item) for item in part] for part in parts], "<i8")
     heads = np.ascontiguousarray(lengths.T)
+    if NAMESPACE in batch.schema.names:
+        parts.append(_bytes_of(batch.column(NAMESPACE)))
     digest, empty = xxhash.xxh3_128_intdigest, b""
     return [
         digest(head.tobytes() + empty.join([item or empty for item in row]))

@@ -29,12 +29,12 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import ValidationError as SchemaError
 
+from migration_pipelines.batch import ID, NAMESPACE, id_batch, id_names
 from migration_pipelines.errors import DiskFullError, LeaseHeldError, LedgerError, StagingCorruptError
 from migration_pipelines.model import Plan, Receipt, Value
 
 V = TypeVar("V", bound=Value)
 _CHUNK = 1 << 20
-_IDS = pa.schema([("id", pa.string()), ("id_type", pa.string())])
 
 
 class Staged(Value):
@@ -269,19 +269,24 @@ class Ledger:
         replace_file(path, write)
 
     def rejected_ids(self, name: str) -> pa.RecordBatch:
-        """Return the ids (columns `id`, `id_type`) that a phase of a partition refused."""
+        """Return what names the records (`batch.ids_of`) that a phase of a partition refused."""
         path = self.rejects_folder / f"{name}.parquet"
         if not path.exists():
-            return pa.RecordBatch.from_pylist([], schema=_IDS)
-        table = pq.read_table(path, columns=_IDS.names)
+            return id_batch([])
+        table = pq.read_table(path, columns=id_names(pq.read_schema(path)))
         return table.combine_chunks().to_batches()[0]
 
-    def rejects(self) -> Iterator[tuple[str, str, str]]:
-        """Yield partition, id and reason of every refused record."""
+    def rejects(self) -> Iterator[dict[str, str]]:
+        """Yield `partition`, `namespace`, `id` and `reason` of every refused record."""
         for path in sorted(self.rejects_folder.glob("*.parquet")):
-            table = pq.read_table(path, columns=["id", "reject_reason"])
-            for row in table.to_pylist():
-                yield path.stem, row["id"], row["reject_reason"]
+            names = id_names(pq.read_schema(path))
+            for row in pq.read_table(path, columns=[*names, "reject_reason"]).to_pylist():
+                yield {
+                    "partition": path.stem,
+                    "namespace": row.get(NAMESPACE) or "",
+                    "id": row[ID],
+                    "reason": row["reject_reason"],
+                }
 
     # ── scratch ──────────────────────────────────────────────────────────────────────────────────────
 

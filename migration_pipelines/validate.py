@@ -72,7 +72,7 @@ def validate(
     """
     plan, ledger = migration.plan, migration.ledger
     receipts = ledger.receipts(plan)
-    rejects = [{"partition": p, "id": i, "reason": r} for p, i, r in ledger.rejects()]
+    rejects = list(ledger.rejects())
     all_verified = len(receipts) == len(plan.partitions)
     source_count, target_count = _counts(migration)
     checks = tuple(_checks(migration, receipts, target_count)) if all_verified else ()

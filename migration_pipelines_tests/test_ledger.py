@@ -290,7 +290,8 @@ def test_rejects_are_a_parquet_file_that_anything_reads(ledger: Ledger) -> None:
     records = from_batches(table.drop_columns(["reject_reason"]).combine_chunks().to_batches())
     assert by_id(records) == by_id(refused)
     assert list(ledger.rejects()) == [
-        ("g1_00000.load", record.id, reason) for record, reason in zip(refused, "abc", strict=True)
+        {"partition": "g1_00000.load", "namespace": "", "id": record.id, "reason": reason}
+        for record, reason in zip(refused, "abc", strict=True)
     ]
     assert ledger.rejected_ids("g1_00000.load").to_pylist() == [
         {"id": record.id, "id_type": "str"} for record in refused

@@ -160,14 +160,12 @@ def read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.R
 
 
 def read_ids(folder: LocalFolder, name: str) -> pa.RecordBatch:
-    """Return all ids of a file."""
+    """Return all ids of a file, with their namespaces where it has them."""
     with opened(folder, name) as file:
-        groups = [
-            read_group(file, group, [batches.ID, batches.ID_TYPE]) for group in range(file.num_row_groups)
-        ]
-    return pa.concat_batches(
-        [batches.id_batch([]), *(group.cast(batches.id_batch([]).schema) for group in groups)]
-    )
+        names = batches.id_names(file.schema_arrow)
+        groups = [read_group(file, group, names) for group in range(file.num_row_groups)]
+    columns = pa.schema([(name, pa.string()) for name in names])
+    return pa.concat_batches([pa.RecordBatch.from_pylist([], columns), *(g.cast(columns) for g in groups)])
 
 
 def groups_that_may_hold(file: pq.ParquetFile, ids: pa.RecordBatch) -> list[int]:

@@ -61,8 +61,13 @@ def infer_schema(name: str, folder: LocalFolder, files: Sequence[str]) -> Collec
         vectors=vectors,
         id_kinds=_id_kinds(folder, files, columns),
         has_documents=batches.DOCUMENT in columns.names,
-        has_namespaces=batches.NAMESPACE in columns.names,
+        has_namespaces=any(batches.NAMESPACE in _columns(folder, name) for name in files),
     )
+
+
+def _columns(folder: LocalFolder, name: str) -> list[str]:
+    with parts.opened(folder, name) as file:
+        return list(file.schema_arrow.names)
 
 
 def columns_needed(columns: pa.Schema, *, vectors: bool) -> list[str]:
@@ -92,6 +97,10 @@ def to_batch(found: pa.RecordBatch, schema: CollectionSchema, *, vectors: bool, 
             if name in found.schema.names:
                 columns[name] = found.column(name).cast(pa.string())
         columns.setdefault(batches.DOCUMENT, pa.nulls(found.num_rows, pa.string()))
+        spaces = columns.get(batches.NAMESPACE)
+        columns[batches.NAMESPACE] = (
+            batches.constant("", found.num_rows) if spaces is None else pc.fill_null(spaces, "")
+        )
         columns[batches.METADATA] = _metadata(found)
         return pa.RecordBatch.from_pydict({name: columns[name] for name in wanted.names}, schema=wanted)
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:

@@ -20,7 +20,6 @@ from migration_pipelines.stores.parquet import plain
 from migration_pipelines.stores.parquet.collection import Contents, Located
 
 _RECENT_GROUPS = 4  # a part is verified in small steps, by a few workers at once
-_IDS = (batches.ID, batches.ID_TYPE)
 
 
 class Reader:
@@ -130,11 +129,12 @@ class Reader:
 
     def held(self, located: Located, ids: pa.RecordBatch) -> pa.RecordBatch:
         """Return those of the ids that are in a file of this project."""
-        found = [ids.slice(0, 0).select(list(_IDS))]
+        ids = batches.ids_of(ids)
+        found = [ids.slice(0, 0)]
         with _opened(located) as file:
             for group in parts.groups_that_may_hold(file, ids):
-                there = self._group(located, file, group, _IDS)
-                found.append(ids.select(list(_IDS)).filter(batches.is_among(ids, there)))
+                there = self._group(located, file, group, batches.id_names(file.schema_arrow))
+                found.append(ids.filter(batches.is_among(ids, there)))
         return pa.concat_batches(found)
 
     def _groups_with(
@@ -147,7 +147,7 @@ class Reader:
         with _opened(located) as file:
             names = _columns(file, located, schema, vectors=vectors)
             for group in self._recent_first(located, parts.groups_that_may_hold(file, ids), names):
-                there = self._group(located, file, group, _IDS)
+                there = self._group(located, file, group, batches.id_names(file.schema_arrow))
                 held = batches.is_among(ids, there)
                 if held.true_count:
                     yield self._group(located, file, group, names)
@@ -173,7 +173,7 @@ class Reader:
                 self._recent.move_to_end(key)
                 return found
         found = parts.read_group(file, group, names)
-        if tuple(names) != _IDS:  # ids alone are quick to read, and would push the records out
+        if batches.METADATA in names:  # ids alone are quick to read, and would push the records out
             with self._lock:
                 self._recent[key] = found
                 while len(self._recent) > _RECENT_GROUPS:

@@ -434,7 +434,7 @@ class ParquetStore(Store):
         new: dict[str, str],
     ) -> pa.RecordBatch:
         """Stage again every file that holds one of the ids, into `new` by part; return the ids held."""
-        found = [ids.slice(0, 0).select([batches.ID, batches.ID_TYPE])]
+        found = [batches.ids_of(ids).slice(0, 0)]
         for part, located in contents.files.items():
             held = self._reader.held(located, ids)
             if held.num_rows:
