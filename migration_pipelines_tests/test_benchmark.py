@@ -10,7 +10,8 @@ import pytest
 from migration_pipelines import benchmark
 from migration_pipelines.benchmark import Benchmark, Rate, Transfer, run_benchmark
 from migration_pipelines.benchmark.data import pages
-from migration_pipelines_tests.harnesses.pgvector import fresh_database
+from migration_pipelines.benchmark.one_store import run_store_benchmark
+from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness, fresh_database
 from migration_pipelines_tests.shell import Shell, shell
 
 __all__ = ["shell"]
@@ -95,3 +96,13 @@ def test_ratios_are_those_of_the_rates(shell: Shell, monkeypatch: pytest.MonkeyP
         "20,000",
     ):
         assert expected in text
+
+
+def test_a_store_is_measured_beside_its_driver_and_nothing_of_it_remains(pg: PgVectorHarness) -> None:
+    before = pg.store.list_collections()
+    found = run_store_benchmark(pg.store, records=1_000, dimensions=8)
+    for rate in (found.driver_read, found.read, found.driver_write, found.write):
+        assert rate.records == 1_000
+        assert rate.seconds > 0
+    assert found.document()["ratios"] == {"read": found.of_driver_read, "write": found.of_driver_write}
+    assert pg.store.list_collections() == before

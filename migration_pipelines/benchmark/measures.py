@@ -19,7 +19,7 @@ from migration_pipelines.postgres import URL
 
 _READER_PAGE = 250  # the fastest that was found: smaller and larger ones are slower
 _GUIDES_PAGE = 1_000
-_COPY_RECORDS = 2_000
+COPY_RECORDS = 2_000
 _SAMPLE_SECONDS = 0.02
 _COLUMNS = "id text PRIMARY KEY, vector vector({}), document text, metadata jsonb"
 
@@ -54,7 +54,7 @@ def writer(setup: Setup) -> Rate:
     """One connection writes rows that were packed before by COPY BINARY, and does nothing else."""
     with _table(setup, "writer") as (connection, table):
         streams = [
-            _packed(page, at) for page in pages(setup.records, setup.dimensions) for at in _starts(page)
+            packed(page, at) for page in pages(setup.records, setup.dimensions) for at in _starts(page)
         ]
         started = time.perf_counter()
         for stream in streams:
@@ -65,12 +65,12 @@ def writer(setup: Setup) -> Rate:
 
 
 def _starts(page: Page) -> range:
-    return range(0, len(page.ids), _COPY_RECORDS)
+    return range(0, len(page.ids), COPY_RECORDS)
 
 
-def _packed(page: Page, start: int) -> bytes:
+def packed(page: Page, start: int) -> bytes:
     """Return the COPY BINARY stream of some records (PostgreSQL's manual, COPY, "Binary Format")."""
-    rows = range(start, min(start + _COPY_RECORDS, len(page.ids)))
+    rows = range(start, min(start + COPY_RECORDS, len(page.ids)))
     head = page.vectors.shape[1].to_bytes(2, "big") + bytes(2)
     values = (
         (

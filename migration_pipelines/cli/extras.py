@@ -8,13 +8,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from migration_pipelines.cli.failures import say, show_json
-from migration_pipelines.cli.options import Defs, Home, Json, Quiet, defs_folder, home_folder
+from migration_pipelines.cli.options import (
+    Defs,
+    Home,
+    Json,
+    Quiet,
+    defs_folder,
+    home_folder,
+    warn_of_password,
+)
 
 if TYPE_CHECKING:
     from migration_pipelines.benchmark import Benchmark
+    from migration_pipelines.benchmark.one_store import StoreBenchmark
 
 Port = Annotated[int, Option(metavar="N", min=1, max=65_535, help="Port on this machine.")]
 _WANTED_OF_READER, _WANTED_TIMES_GUIDES = 0.85, 12
@@ -78,6 +87,10 @@ def _as_called() -> str:
 
 
 def benchmark(
+    store: Annotated[
+        str | None,
+        Argument(metavar="[ADDRESS]", help="A store to measure by itself, beside its driver's own limit."),
+    ] = None,
     *,
     records: Annotated[int, Option(metavar="N", min=1_000, help="Records to move.")] = 100_000,
     dimensions: Annotated[int, Option(metavar="N", min=1, help="Dimensions of their vectors.")] = 384,
@@ -89,8 +102,11 @@ def benchmark(
     """Measure a transfer beside the limits of the drivers.
 
     Chroma to PostgreSQL (PGVECTOR_URL, else one that is started), beside one reader, one writer and the
-    loop of common guides, all in the same run.
+    loop of common guides, all in the same run. Or the store at an address, read and written beside a bare
+    loop over its driver, in collections that are removed again.
     """
+    if store is not None:
+        return _benchmark_store(store, records=records, dimensions=dimensions, json=json, quiet=quiet)
     from migration_pipelines.benchmark import run_benchmark
 
     found = run_benchmark(
@@ -104,6 +120,24 @@ def benchmark(
         show_json(found.document())
     elif not quiet:
         _show(found)
+    return 0
+
+
+def _benchmark_store(address: str, *, records: int, dimensions: int, json: bool, quiet: bool) -> int:
+    from migration_pipelines.benchmark.one_store import run_store_benchmark
+    from migration_pipelines.store import open_address
+
+    warn_of_password(address)
+    store, _ = open_address(address)
+    tell = (lambda text: None) if quiet else say  # noqa: ARG005
+    try:
+        found = run_store_benchmark(store, records=records, dimensions=dimensions, tell=tell)
+    finally:
+        store.close()
+    if json:
+        show_json(found.document())
+    elif not quiet:
+        _show_store(found)
     return 0
 
 
@@ -124,6 +158,21 @@ def ui(
 
 
 COMMANDS = (demo, benchmark, ui)
+
+
+def _show_store(found: StoreBenchmark) -> None:
+    from migration_pipelines.cli.show import console, table
+
+    heads = ("what", "the driver alone, records/s", "this tool, records/s", "ratio")
+    rows = [
+        (what, f"{bare.records_per_second:,.0f}", f"{ours.records_per_second:,.0f}", f"{ratio:.2f}")
+        for what, bare, ours, ratio in (
+            ("reading", found.driver_read, found.read, found.of_driver_read),
+            ("writing", found.driver_write, found.write, found.of_driver_write),
+        )
+    ]
+    title = f"{found.store}, {found.records:,} records of {found.dimensions:,} dimensions"
+    console().print(table(title, heads, rows, right=heads[1:]))
 
 
 def _show(found: Benchmark) -> None:
