@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument
+from typer import Argument, Option
 
 from migration_pipelines.cli.failures import show_json
 from migration_pipelines.cli.options import Json, Quiet, warn_of_password
@@ -54,6 +55,7 @@ def stores(
         str | None, Argument(metavar="[STORE]", help="One store, with everything it declares.")
     ] = None,
     *,
+    markdown: Annotated[bool, Option("--markdown", help="As the page docs/stores.md.")] = False,
     json: Json = False,
 ) -> int:
     """Show what each store can hold and do."""
@@ -63,6 +65,10 @@ def stores(
     found = {name: store_class(name).capabilities for name in kinds}
     if json:
         show_json({name: _plain(can) for name, can in found.items()})
+    elif markdown:
+        from migration_pipelines.cli.stores_page import stores_page
+
+        sys.stdout.write(stores_page(found))
     elif kind is None:
         _show_table(found)
     else:

@@ -145,7 +145,7 @@ def show_inspection(found: Inspection) -> None:
             ("duplicate ids", f"{profile.duplicate_ids:,}"),
             ("documents", f"{profile.documents:,}"),
             ("metadata", f"{profile.with_metadata:,}, {profile.empty_metadata:,} of them empty"),
-            *((("namespaces", _counted(profile.namespaces)),) if schema.has_namespaces else ()),
+            *((("namespaces", _counted(profile.namespaces)),) if profile.namespaces else ()),
             *((f"option {key}", value) for key, value in schema.options.items()),
             *((f"property {key}", value) for key, value in schema.properties.items()),
             ("reads", f"{profile.sample_read_records_per_second:,.0f} records a second, of a sample"),
