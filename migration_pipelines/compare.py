@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
-from migration_pipelines.batch import ID, ID_TYPE
+from migration_pipelines.batch import ID, ID_TYPE, NAMESPACE
 from migration_pipelines.envelope import decode
 from migration_pipelines.ledger import writing
 from migration_pipelines.model import Value
@@ -35,8 +35,9 @@ _SUMMARY = pa.schema(
     [
         (ID, pa.string()),
         (ID_TYPE, pa.string()),
-        ("stored_id", pa.string()),
-        ("stored_id_type", pa.string()),
+        (NAMESPACE, pa.string()),
+        # What names it in the store, which is another where the record has an envelope.
+        *((f"stored_{name}", pa.string()) for name in (ID, ID_TYPE, NAMESPACE)),
         ("digest", pa.binary(16)),
     ]
 )
@@ -91,14 +92,15 @@ class _Collection:
                     on_batch(batch.num_rows)
 
     def _summary(self, stored: pa.RecordBatch, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        batch = decode(stored)
+        batch = batches.fit_namespaces(decode(stored), wanted=True)
+        stored = batches.fit_namespaces(batches.ids_of(stored), wanted=True)
         if self._where is not None:
             mask = filters.mask(self._where, batch)
             batch, stored = batch.filter(mask), stored.filter(mask)
         digests = batches.record_digests(batch)
         self.digest = batches.add_digests([self.digest, *digests])
         self.count += batch.num_rows
-        columns = [batch.column(ID), batch.column(ID_TYPE), stored.column(ID), stored.column(ID_TYPE)]
+        columns = [*batches.ids_of(batch).columns, *stored.columns]
         raw = pa.array([digest.to_bytes(16, "big") for digest in digests], pa.binary(16))
         rows = pa.RecordBatch.from_arrays([*columns, raw], schema=_SUMMARY)
         buckets = batches.id_hashes(batch).view("u8")[::2] % n_buckets
@@ -112,9 +114,10 @@ class _Collection:
 
     def fetch(self, summaries: pa.RecordBatch) -> pa.RecordBatch:
         """Return whole records of some summaries, as they were before any envelope."""
-        stored = [summaries.column("stored_id"), summaries.column("stored_id_type")]
-        ids = pa.RecordBatch.from_arrays(stored, names=[ID, ID_TYPE])
-        return decode(self.store.fetch(self.name, ids))
+        names = (ID, ID_TYPE, NAMESPACE) if self.schema.has_namespaces else (ID, ID_TYPE)
+        stored = [summaries.column(f"stored_{name}") for name in names]
+        ids = pa.RecordBatch.from_arrays(stored, names=list(names))
+        return batches.fit_namespaces(decode(self.store.fetch(self.name, ids)), wanted=True)
 
     def side(self) -> Side:
         return Side(address=self.store.address(self.name), count=self.count, digest=f"{self.digest:032x}")
@@ -210,11 +213,12 @@ def _like(found: pa.RecordBatch, expected: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _keys(table: pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(table[ID_TYPE], table[ID], ":").combine_chunks()
+    return batches.id_keys(table).combine_chunks()
 
 
 def _named(table: pa.Table, what: str) -> list[Difference]:
-    return [Difference(id=text, what=what) for text in table[ID].to_pylist()]
+    names = zip(table[ID].to_pylist(), table[NAMESPACE].to_pylist(), strict=True)
+    return [Difference(id=text, what=what, namespace=namespace) for text, namespace in names]
 
 
 def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> npt.NDArray[np.bool_]:

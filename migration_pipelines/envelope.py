@@ -1,14 +1,16 @@
-"""The envelope: originals that a target can't hold, kept in two reserved metadata fields.
+"""The envelope: originals that a target can't hold, kept in three reserved metadata fields.
 
 `_source_id` holds the typed id of a record whose id the target can't hold, as `{"int":"5"}`.
 `_source_extra` holds, as JSON text, whatever else of the record would have changed:
 
     {"fields": {…}}      metadata fields with their exact values
     {"document": "…"}    the document
+    {"namespace": "…"}   the namespace
     {"metadata": null}   the record had no metadata at all; `{}` where it had an empty object
 
-Both are plain text, which every store with metadata holds exactly. `decode` undoes `encode`, so a record
-that went through any number of stores reads as it was in the first.
+Both are plain text, which every store with metadata holds exactly. `_source_namespace` says the namespace
+again as it is, to filter by. `decode` undoes `encode`, so a record that went through any number of stores
+reads as it was in the first.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA
+from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE, fit_namespaces
 from migration_pipelines.metadata import dump_metadata, load_metadata, value_kind, value_kinds
 from migration_pipelines.model import IdKind, ValueKind
 
 SOURCE_ID = "_source_id"
 SOURCE_EXTRA = "_source_extra"
-RESERVED = frozenset({SOURCE_ID, SOURCE_EXTRA})
+SOURCE_NAMESPACE = "_source_namespace"
+RESERVED = frozenset({SOURCE_ID, SOURCE_EXTRA, SOURCE_NAMESPACE})
 _NUMBERS = frozenset({ValueKind.FLOAT, ValueKind.INTEGRAL_FLOAT, ValueKind.NEGATIVE_ZERO})
 
 
@@ -46,6 +49,7 @@ def encode_metadata(
     holds_none: bool,
     source_id: tuple[str, str] | None = None,
     document: str | None = None,
+    namespace: str | None = None,
 ) -> dict[str, Any] | None:
     """Return the metadata that the target can hold, with what it can't in the envelope.
 
@@ -59,6 +63,8 @@ def encode_metadata(
         Text and kind of the id, where the target gets another.
     document
         The document, where the target gets another.
+    namespace
+        The namespace, where the target has none.
     """
     fields: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -72,6 +78,10 @@ def encode_metadata(
             fields[key] = near
     if document is not None:
         extra["document"] = document
+    if namespace is not None:
+        extra["namespace"] = namespace
+        if all(kind in exact for kind in value_kinds(namespace)):
+            fields[SOURCE_NAMESPACE] = namespace
     if source_id is not None:
         fields[SOURCE_ID] = orjson.dumps({source_id[1]: source_id[0]}).decode()
     says_nothing = metadata is None and (fields or extra or not holds_none)
@@ -91,7 +101,10 @@ def _nearest(value: Any) -> Any:
 
 
 def decode(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch as it was before `encode`; batches without an envelope pass untouched."""
+    """Return a batch as it was before `encode`; batches without an envelope pass untouched.
+
+    Where the envelope of any record holds a namespace, the batch has the column for it afterwards.
+    """
     column = batch.column(METADATA)
     marked = pc.match_substring(column, '"_source_').fill_null(fill_value=False)
     if not pc.any(marked).as_py():
@@ -99,6 +112,7 @@ def decode(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = {name: batch.column(name) for name in batch.schema.names}
     texts, kinds = columns[ID].to_pylist(), columns[ID_TYPE].to_pylist()
     documents, metadata = columns[DOCUMENT].to_pylist(), column.to_pylist()
+    namespaces: dict[int, str] = {}
     for row in (index for index, is_marked in enumerate(marked.to_pylist()) if is_marked):
         fields = load_metadata(metadata[row])
         source_id, extra = _source_id(fields), _extra(fields)
@@ -107,6 +121,9 @@ def decode(batch: pa.RecordBatch) -> pa.RecordBatch:
             del fields[SOURCE_ID]
         if extra is not None:
             del fields[SOURCE_EXTRA]
+            if "namespace" in extra:
+                namespaces[row] = extra["namespace"]
+                fields.pop(SOURCE_NAMESPACE, None)
             fields |= extra.get("fields", {})
             documents[row] = extra.get("document", documents[row])
         empty = not fields and extra is not None and "metadata" in extra
@@ -118,7 +135,18 @@ def decode(batch: pa.RecordBatch) -> pa.RecordBatch:
         DOCUMENT: pa.array(documents, pa.string()),
         METADATA: pa.array(metadata, pa.string()),
     }
-    return pa.RecordBatch.from_pydict(columns, schema=batch.schema)
+    decoded = pa.RecordBatch.from_pydict(columns, schema=batch.schema)
+    return _with_namespaces(decoded, namespaces) if namespaces else decoded
+
+
+def _with_namespaces(batch: pa.RecordBatch, found: Mapping[int, str]) -> pa.RecordBatch:
+    """Return a batch in which these rows have the namespaces that their envelopes hold."""
+    batch = fit_namespaces(batch, wanted=True)
+    at = batch.schema.names.index(NAMESPACE)
+    names = batch.column(at).to_pylist()
+    for row, name in found.items():
+        names[row] = name
+    return batch.set_column(at, NAMESPACE, pa.array(names, pa.string()))
 
 
 def _source_id(fields: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -133,11 +161,12 @@ def _source_id(fields: Mapping[str, Any]) -> tuple[str, str] | None:
 def _extra(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what else was kept; None where the field isn't ours, by its keys and all their types."""
     found = _json_object(fields.get(SOURCE_EXTRA))
-    if not found or not found.keys() <= {"fields", "document", "metadata"}:
+    if not found or not found.keys() <= {"fields", "document", "namespace", "metadata"}:
         return None
     ours = (
         isinstance(found.get("fields", {}), dict)
         and isinstance(found.get("document", ""), str)
+        and isinstance(found.get("namespace", ""), str)
         and found.get("metadata") in (None, {})
     )
     return found if ours else None

@@ -86,4 +86,4 @@ def scan(migration: Migration, partition: Partition) -> Iterator[pa.RecordBatch]
     )
     for batch in found:
         batches.check_dimensions(batch, plan.source_schema, where=plan.source)
-        yield decode(batch)
+        yield batches.fit_namespaces(decode(batch), wanted=plan.source_schema.has_namespaces)

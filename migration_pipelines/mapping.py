@@ -7,7 +7,7 @@ the target: what is then staged must come back exactly, or within the tolerance 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import StrEnum
 
 import numpy as np
@@ -39,20 +39,35 @@ _WIDER = {DType.FLOAT16: DType.FLOAT32, DType.INT8: DType.FLOAT32, DType.UINT8: 
 class IdStrategy(StrEnum):
     """How the ids of a collection are written; one decision for the whole collection.
 
-    `native`: as they are. `text`: as their text. `uuid5`: as a UUID made from kind and text. With the
-    last two, and for single ids that a `native` target can't hold, the original goes to `_source_id`.
+    `native`: as they are. `text`: as their text. `uuid5`: as a UUID made from kind and text.
+    `namespace-uuid5`: as one made from the namespace too, where one id stands in several of them and the
+    target has none. With the last three, and for single ids that a `native` target can't hold, the original
+    goes to `_source_id`.
     """
 
     NATIVE = "native"
     TEXT = "text"
     UUID5 = "uuid5"
+    NAMESPACE_UUID5 = "namespace-uuid5"
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether every id becomes a UUID."""
+        return self in (IdStrategy.UUID5, IdStrategy.NAMESPACE_UUID5)
 
 
 # ── ids ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def choose_id_strategy(kinds: Mapping[str, int] | frozenset[IdKind], target: Capabilities) -> IdStrategy:
-    """Return how to write ids of these kinds into a target."""
+def choose_id_strategy(
+    kinds: Mapping[str, int] | frozenset[IdKind], target: Capabilities, *, needs_namespace: bool = False
+) -> IdStrategy:
+    """Return how to write ids of these kinds into a target.
+
+    `needs_namespace`: one id stands in several namespaces, and the target keeps them together.
+    """
+    if needs_namespace:
+        return IdStrategy.NAMESPACE_UUID5
     found = {IdKind(kind) for kind in kinds}
     mixed = len(found) > 1
     if found <= target.id_kinds and (target.mixed_ids or not mixed):
@@ -78,12 +93,14 @@ def awkward_ids(
     if accepts_id is not None:
         bad |= np.fromiter((not accepts_id(text) for text in column.to_pylist()), bool, batch.num_rows)
     is_text = pc.equal(batch.column(ID_TYPE), IdKind.STR.value).to_numpy(zero_copy_only=False)
-    return bad & is_text
+    return np.asarray(bad & is_text)
 
 
-def hashed_id(text: str, kind: str) -> uuid.UUID:
-    """Return the UUID that stands for a typed id."""
-    return uuid.uuid5(_ID_NAMESPACE, f"{kind}:{text}")
+def hashed_id(text: str, kind: str, namespace: str | None = None) -> uuid.UUID:
+    """Return the UUID that stands for a typed id, or for one within its namespace."""
+    # A space: no kind has one, so that no id alone gives the same text.
+    within = "" if namespace is None else f"{len(namespace)} {namespace}:"
+    return uuid.uuid5(_ID_NAMESPACE, f"{within}{kind}:{text}")
 
 
 def target_ids(
@@ -92,22 +109,52 @@ def target_ids(
     target: Capabilities,
     accepts_id: Callable[[str], bool] | None = None,
 ) -> tuple[pa.Array, pa.Array, npt.NDArray[np.bool_]]:
-    """Return the columns `id` and `id_type` for the target, and bool[n_records]: which ids changed."""
+    """Return the columns `id` and `id_type` for the target, and bool[n_records]: which ids changed.
+
+    With `NAMESPACE_UUID5` the batch has the column `namespace`.
+    """
     rows = batch.num_rows
     if strategy is IdStrategy.TEXT:
         return batch.column(ID), batches.constant(IdKind.STR.value, rows), np.ones(rows, bool)
-    everything = strategy is IdStrategy.UUID5
+    everything = strategy.is_hashed
     changed = np.ones(rows, bool) if everything else awkward_ids(batch, target, accepts_id)
     if not changed.any():
         return batch.column(ID), batch.column(ID_TYPE), changed
     kind = IdKind.UUID if IdKind.UUID in target.id_kinds and everything else IdKind.STR
     texts, kinds = batch.column(ID).to_pylist(), batch.column(ID_TYPE).to_pylist()
+    spaces: list[str | None] = [None] * rows
+    if strategy is IdStrategy.NAMESPACE_UUID5:
+        spaces = batches.fit_namespaces(batch, wanted=True).column(NAMESPACE).to_pylist()
     for row in np.flatnonzero(changed):
-        texts[row], kinds[row] = str(hashed_id(texts[row], kinds[row])), kind.value
+        texts[row], kinds[row] = str(hashed_id(texts[row], kinds[row], spaces[row])), kind.value
     return pa.array(texts, pa.string()), pa.array(kinds, pa.string()), changed
 
 
 # ── schema ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def keeps_namespaces(source: CollectionSchema, target: Store, existing: CollectionSchema | None) -> bool:
+    """Whether the target collection, a new one or the existing one, has namespaces as the source has."""
+    if existing is not None:
+        return existing.has_namespaces
+    return source.has_namespaces and target.capabilities.namespaces and not target.is_bound
+
+
+def check_namespaces(names: Collection[str], target: Store, *, where: str) -> None:
+    """Raise where the target refuses the name of a namespace.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    refused = sorted(name for name in names if not target.accepts_namespace(name))
+    if refused:
+        shown = ", ".join(repr(name) for name in refused[:5])
+        raise ConfigurationError(
+            f"{where}: {target.kind} refuses {len(refused)} of {len(names)} names of namespaces: {shown}; "
+            "move each by itself into one that it takes, with ?namespace= in both addresses",
+            found=refused,
+        )
 
 
 def map_schema(
@@ -135,7 +182,7 @@ def map_schema(
         ),
         id_kinds=_target_id_kinds(source, can, strategy),
         has_documents=source.has_documents and can.documents,
-        has_namespaces=source.has_namespaces and can.namespaces,
+        has_namespaces=keeps_namespaces(source, target, None),
         properties=source.properties,
     )
 
@@ -143,7 +190,7 @@ def map_schema(
 def _target_id_kinds(source: CollectionSchema, can: Capabilities, strategy: IdStrategy) -> frozenset[IdKind]:
     if strategy is IdStrategy.NATIVE:
         return source.id_kinds
-    uses_uuid = strategy is IdStrategy.UUID5 and IdKind.UUID in can.id_kinds
+    uses_uuid = strategy.is_hashed and IdKind.UUID in can.id_kinds
     return frozenset({IdKind.UUID if uses_uuid else IdKind.STR})
 
 
@@ -234,7 +281,9 @@ def find_losses(
 def _id_losses(profile: Profile, strategy: IdStrategy) -> Iterator[Loss]:
     count = profile.awkward_ids if strategy is IdStrategy.NATIVE else profile.records
     if count:
-        detail = "written as text" if strategy is IdStrategy.TEXT else "written as a UUID made from the id"
+        made_from = "id and namespace" if strategy is IdStrategy.NAMESPACE_UUID5 else "id"
+        as_text = strategy is IdStrategy.TEXT
+        detail = "written as text" if as_text else f"written as a UUID made from the {made_from}"
         yield Loss(field="id", kind="id", count=count, detail=detail, kept="_source_id", accepted=True)
 
 
@@ -295,9 +344,16 @@ def _text_losses(
         )
     if profile.documents and not target_schema.has_documents:
         yield Loss(field=DOCUMENT, kind="document-dropped", count=profile.documents, detail="no documents")
-    if source.has_namespaces and not target_schema.has_namespaces and profile.namespaces:
-        count = sum(profile.namespaces.values())
-        yield Loss(field=NAMESPACE, kind="namespace-dropped", count=count, detail="no namespaces")
+    if source.has_namespaces and not target_schema.has_namespaces and profile.records:
+        names = f"{len(profile.namespaces)} namespaces" if len(profile.namespaces) != 1 else "one namespace"
+        yield Loss(
+            field=NAMESPACE,
+            kind="namespace",
+            count=profile.records,
+            detail=f"{names} in one place",
+            kept="_source_namespace",
+            accepted=True,
+        )
     exact = target.exact_kinds(target_schema)
     if profile.empty_metadata and not (ValueKind.NO_FIELDS.value in exact and can.no_metadata):
         yield Loss(

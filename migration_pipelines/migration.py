@@ -104,6 +104,8 @@ def _wherever_we_are(address: str) -> str:
     if address.partition(":")[2].startswith("//"):
         return address
     parsed = Address.parse(address)
+    if "://" in parsed.path:
+        return address
     return str(parsed.model_copy(update={"path": str(Path(parsed.path).absolute())}))
 
 

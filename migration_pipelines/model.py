@@ -197,6 +197,7 @@ class Profile(Value):
     id_kinds: Mapping[str, int]
     awkward_ids: int  # ids that the target can't hold as they are
     duplicate_ids: int
+    repeated_ids: int = 0  # records whose id stands in another namespace too
     documents: int
     refused_documents: int  # documents with a character that the target refuses
     with_metadata: int

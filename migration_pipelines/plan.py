@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from migration_pipelines.envelope import RESERVED
 from migration_pipelines.errors import (
@@ -15,8 +15,10 @@ from migration_pipelines.errors import (
 from migration_pipelines.inspect import ProfileCounter, Sample, take_sample
 from migration_pipelines.mapping import (
     check_existing,
+    check_namespaces,
     choose_id_strategy,
     find_losses,
+    keeps_namespaces,
     map_schema,
 )
 from migration_pipelines.migration import Migration
@@ -29,6 +31,7 @@ from migration_pipelines.model import (
     Plan,
     Profile,
 )
+from migration_pipelines.store import Address, Store
 
 
 def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
@@ -86,13 +89,17 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
             f"{source.address(collection)} changed while the plan was made: stop its writers, plan again"
         )
     _check_ids(profile, source.address(collection))
-    schema = schema.model_copy(update={"id_kinds": _found_kinds(profile) or schema.id_kinds})
-    strategy = choose_id_strategy(schema.id_kinds, target.capabilities)
+    schema = _as_found(schema, profile)
+    kept = existing if config.on_existing != "replace" else None
+    has_namespaces = keeps_namespaces(schema, target, kept)
+    if has_namespaces:
+        check_namespaces(profile.namespaces.keys() or {""}, target, where=target.address(wanted))
+    repeats = bool(profile.repeated_ids) and not has_namespaces
+    strategy = choose_id_strategy(schema.id_kinds, target.capabilities, needs_namespace=repeats)
     mapped = map_schema(schema, target, name=wanted, strategy=strategy, metric=config.metric)
-    uses_existing = existing is not None and config.on_existing != "replace"
-    if uses_existing and existing is not None:
-        check_existing(mapped, existing, where=target.address(wanted))
-        mapped = existing
+    if kept is not None:
+        check_existing(mapped, kept, where=target.address(wanted))
+        mapped = kept
     else:
         mapped = target.adapt(mapped, profile.fields)
     losses = accept(find_losses(schema, mapped, profile, target, strategy), config.allow_losses)
@@ -129,7 +136,7 @@ def _existing_target(migration: Migration) -> tuple[CollectionSchema | None, int
         schema, count = target.describe(collection), target.count(collection)
     except CollectionNotFoundError:
         return None, 0
-    if target.address(collection) == migration.source.address(migration.source_collection):
+    if _is_within(migration.source, target, migration.source_collection, collection):
         raise ConfigurationError(f"{target.address(collection)} is both source and target")
     if count and migration.config.on_existing == "refuse":
         raise TargetNotEmptyError(
@@ -139,6 +146,20 @@ def _existing_target(migration: Migration) -> tuple[CollectionSchema | None, int
             found=count,
         )
     return schema, count
+
+
+def _is_within(source: Store, target: Store, source_collection: str, target_collection: str) -> bool:
+    """Whether records that are written would be among those that are read."""
+    addresses = [source.address(source_collection), target.address(target_collection)]
+    if source.is_bound and target.is_bound:
+        return addresses[0] == addresses[1]
+    parsed = map(Address.parse, addresses)
+    wholes = [str(one.model_copy(update={"query": _without_namespace(one.query)})) for one in parsed]
+    return wholes[0] == wholes[1]
+
+
+def _without_namespace(query: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in query.items() if name != "namespace"}
 
 
 def _partitions(
@@ -167,8 +188,11 @@ def _check_ids(profile: Profile, where: str) -> None:
         )
 
 
-def _found_kinds(profile: Profile) -> frozenset[IdKind]:
-    return frozenset(IdKind(kind) for kind in profile.id_kinds)
+def _as_found(schema: CollectionSchema, profile: Profile) -> CollectionSchema:
+    """Return the schema with the kinds of id that were found, and namespaces that an envelope holds."""
+    kinds = frozenset(IdKind(kind) for kind in profile.id_kinds)
+    has_namespaces = schema.has_namespaces or bool(profile.namespaces)
+    return schema.model_copy(update={"id_kinds": kinds or schema.id_kinds, "has_namespaces": has_namespaces})
 
 
 def _needs_envelope(migration: Migration, profile: Profile) -> bool:

@@ -5,6 +5,7 @@ own fields. What is checked are figures drawn from them, never the vectors thems
 
 ====================  ===================================================================================
 `id`, `id_type`       text and kind of the id
+`namespace`           where the source has namespaces
 `norm`, `dimensions`  of a dense vector, `norm:<name>` of a named one; null where a record has none, and
                       the norm infinite where the vector isn't finite
 `document_length`     characters; null where a record has no document
@@ -34,13 +35,14 @@ import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
-from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA
+from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.envelope import decode
-from migration_pipelines.mapping import IdStrategy, counterpart, target_ids
+from migration_pipelines.mapping import counterpart
 from migration_pipelines.metadata import load_metadata, value_kind, value_kinds
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import DType, Plan, Profile, Value, VectorField, VectorKind
 from migration_pipelines.store import Store
+from migration_pipelines.transform import ids_in_target
 
 MAX_FIELDS = 100  # metadata fields with expectations of their own: the most frequent
 _SPANS = 500
@@ -121,7 +123,7 @@ def build_suite(plan: Plan, *, spans: int | None = None, rejected: int = 0) -> l
     """
     profile = plan.profile
     arrived = profile.records - rejected
-    suite = list(_id_expectations(profile))
+    suite = list(_id_expectations(plan))
     if spans is None:
         suite.append(_expectation("ExpectTableRowCountToEqual", value=arrived))
     for vector in _dense_vectors(plan):
@@ -177,11 +179,16 @@ def norm_bounds(norms: tuple[float, float]) -> tuple[float, float]:
     return _UNIT if _UNIT[0] <= low and high <= _UNIT[1] else (low / 2, high * 2)
 
 
-def _id_expectations(profile: Profile) -> Iterator[Expectation]:
+def _id_expectations(plan: Plan) -> Iterator[Expectation]:
+    profile, names = plan.profile, [ID, ID_TYPE]
     yield _expectation("ExpectColumnValuesToNotBeNull", ID)
     yield _expectation("ExpectColumnValuesToBeInSet", ID_TYPE, value_set=sorted(profile.id_kinds))
-    # Both columns: 1 and "1" are different ids.
-    yield _expectation("ExpectCompoundColumnsToBeUnique", column_list=[ID, ID_TYPE])
+    if plan.source_schema.has_namespaces:
+        names.append(NAMESPACE)
+        found = sorted(profile.namespaces)
+        yield _expectation("ExpectColumnValuesToBeInSet", NAMESPACE, value_set=found)
+    # All that names a record: 1 and "1" are different ids.
+    yield _expectation("ExpectCompoundColumnsToBeUnique", column_list=names)
 
 
 def _vector_expectations(field: VectorField, profile: Profile) -> Iterator[Expectation]:
@@ -267,8 +274,7 @@ def _fetch_merged(migration: Migration, batch: pa.RecordBatch) -> pa.RecordBatch
     plan, target = migration.plan, migration.target
     if migration.where is not None:
         batch = batch.filter(filters.mask(migration.where, batch))
-    texts, kinds, _ = target_ids(batch, IdStrategy(plan.id_strategy), target.capabilities, target.accepts_id)
-    ids = pa.RecordBatch.from_arrays([texts, kinds], names=[ID, ID_TYPE])
+    ids = ids_in_target(batch, plan=plan, target=target)
     return target.fetch(plan.target_collection, ids)
 
 
@@ -276,13 +282,15 @@ def _names(plan: Plan) -> list[str]:
     vectors = [_vector_names(batches.vector_column(field.name)) for field in _dense_vectors(plan)]
     named = [name for pair in vectors for name in pair]
     fields = [f"metadata.{field}" for field in _checked_fields(plan.profile)]
-    return [ID, ID_TYPE, *named, "document_length", "metadata_fields", "new_field", *fields]
+    spaces = [NAMESPACE] if plan.source_schema.has_namespaces else []
+    return [ID, ID_TYPE, *spaces, *named, "document_length", "metadata_fields", "new_field", *fields]
 
 
 def _figures(batch: pa.RecordBatch, profile: Profile) -> Iterator[tuple[str, list[Any]]]:
     """Yield the columns to check of one batch."""
     yield ID, batch.column(ID).to_pylist()
     yield ID_TYPE, batch.column(ID_TYPE).to_pylist()
+    yield NAMESPACE, batches.fit_namespaces(batch, wanted=True).column(NAMESPACE).to_pylist()
     yield "document_length", pc.utf8_length(batch.column(DOCUMENT)).to_pylist()
     for name in batches.vector_columns(batch.schema):
         if batches.is_dense(batch.column(name)):

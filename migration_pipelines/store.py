@@ -181,8 +181,8 @@ class Store(BaseModel, ABC):
     ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
         """Yield spans of about `span_records` that cover each record exactly once, and stay valid for good.
 
-        With a span whose bounds can't say which records it holds comes the list of its ids (columns
-        `id`, `id_type`), which the ledger keeps; it is handed back to `scan`. `span.records` counts what
+        With a span whose bounds can't say which records it holds comes the list of its ids
+        (`batch.ids_of`), which the ledger keeps; it is handed back to `scan`. `span.records` counts what
         the span holds, before the filter where the store can't count the filter natively.
         """
 
@@ -333,6 +333,11 @@ class Store(BaseModel, ABC):
             first = sorted(fitting, key=lambda field: field.name != "")[:1]
             return tuple(field.model_copy(update={"name": ""}) for field in first)
         return tuple(fitting)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the store shows the records of one namespace alone."""
+        return getattr(self, "namespace", None) is not None
 
     def accepts_namespace(self, name: str) -> bool:  # noqa: ARG002
         """Whether a namespace may have this name; "" is the default one."""

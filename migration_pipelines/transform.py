@@ -128,6 +128,16 @@ def refused_rows(batch: pa.RecordBatch, can: Capabilities) -> dict[int, str]:
     return reasons
 
 
+def ids_in_target(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.RecordBatch:
+    """Return what names these records of the source in the target."""
+    texts, kinds, _ = target_ids(batch, IdStrategy(plan.id_strategy), target.capabilities, target.accepts_id)
+    ids = pa.RecordBatch.from_arrays([texts, kinds], names=[ID, ID_TYPE])
+    if not plan.target_schema.has_namespaces:
+        return ids
+    spaces = batches.fit_namespaces(batch, wanted=True).column(NAMESPACE)
+    return ids.append_column(NAMESPACE, spaces)
+
+
 def transform_batch(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.RecordBatch:
     """Return a batch as the target will hold it."""
     can = target.capabilities
@@ -139,8 +149,8 @@ def transform_batch(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.R
     if plan.encodes:
         columns[METADATA] = _encode_rows(batch, plan, target, changed=changed, cut=cut)
     schema = batches.arrow_schema(plan.target_schema)
-    if NAMESPACE in schema.names and NAMESPACE in batch.schema.names:
-        columns[NAMESPACE] = batch.column(NAMESPACE)
+    if NAMESPACE in schema.names:
+        columns[NAMESPACE] = batches.fit_namespaces(batch, wanted=True).column(NAMESPACE)
     arrays = [columns.get(item.name, pa.nulls(batch.num_rows, item.type)) for item in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -190,6 +200,9 @@ def _encode_rows(
     exact, holds_none = target.exact_kinds(plan.target_schema), target.capabilities.no_metadata
     texts, kinds = batch.column(ID).to_pylist(), batch.column(ID_TYPE).to_pylist()
     documents = batch.column(DOCUMENT).to_pylist()
+    spaces: list[str | None] = [None] * batch.num_rows
+    if plan.source_schema.has_namespaces and not plan.target_schema.has_namespaces:
+        spaces = batch.column(NAMESPACE).to_pylist()
     encoded: list[str | None] = []
     for row, text in enumerate(batch.column(METADATA).to_pylist()):
         metadata = encode_metadata(
@@ -199,6 +212,7 @@ def _encode_rows(
             holds_none=holds_none,
             source_id=(texts[row], kinds[row]) if changed[row] else None,
             document=documents[row] if cut[row] else None,
+            namespace=spaces[row],
         )
         encoded.append(None if metadata is None else dump_metadata(metadata))
     return pa.array(encoded, pa.string())

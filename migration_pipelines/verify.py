@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
-from migration_pipelines.batch import ID
+from migration_pipelines.batch import ID, NAMESPACE
 from migration_pipelines.errors import VerificationError
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Receipt, Value
@@ -25,6 +25,7 @@ class Difference(Value):
 
     id: str
     what: str  # "missing", or the columns that differ
+    namespace: str = ""
 
 
 def verify(migration: Migration, key: str) -> Receipt:
@@ -95,8 +96,7 @@ def compare(expected: pa.RecordBatch, found: pa.RecordBatch, *, tolerance: float
     component relative to the vector's largest; all else exactly.
     """
     ordered, missing = batches.take_by_id(found, expected)
-    ids = expected.column(ID)
-    yield from (Difference(id=ids[int(row)].as_py(), what="missing") for row in np.flatnonzero(missing))
+    yield from (_difference(expected, int(row), "missing") for row in np.flatnonzero(missing))
     there = expected.filter(pa.array(~missing)) if missing.any() else expected
     differs: dict[int, list[str]] = {}
     for name in there.schema.names:
@@ -104,7 +104,12 @@ def compare(expected: pa.RecordBatch, found: pa.RecordBatch, *, tolerance: float
         for row in map(int, np.flatnonzero(~same)):
             differs.setdefault(row, []).append(name)
     for row, names in sorted(differs.items()):
-        yield Difference(id=there.column(ID)[row].as_py(), what=", ".join(names))
+        yield _difference(there, row, ", ".join(names))
+
+
+def _difference(batch: pa.RecordBatch, row: int, what: str) -> Difference:
+    names = batches.ids_of(batch.slice(row, 1)).to_pylist()[0]
+    return Difference(id=names[ID], what=what, namespace=names.get(NAMESPACE) or "")
 
 
 def _same(left: pa.Array, right: pa.Array, *, tolerance: float) -> npt.NDArray[np.bool_]:

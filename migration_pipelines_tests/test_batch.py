@@ -153,7 +153,6 @@ DIFFERENT = {
     "null field": replace(FULL, metadata={"k": None}),
     "float field": replace(FULL, metadata={"k": 1.0}),
     "no namespace": replace(FULL, namespace=None),
-    "empty namespace": replace(FULL, namespace=""),
     "text moved to the id": replace(FULL, id="ad", document=""),
     "text moved to the namespace": replace(FULL, document="", namespace="dn"),
     "no vector": changed_vector("", None),
@@ -186,6 +185,13 @@ def test_no_two_different_records_have_one_digest() -> None:
     for what, found in digests.items():
         assert found not in seen, f"{what!r} looks like {seen[found]!r}"
         seen[found] = what
+
+
+def test_the_default_namespace_is_that_of_a_collection_without_any() -> None:
+    default = one_digest(replace(FULL, namespace=""))
+    assert default == one_digest(replace(FULL, namespace=None))
+    without = EVERYTHING.model_copy(update={"has_namespaces": False})
+    assert default == batches.digest([to_batch([FULL], without)])
 
 
 @given(st.integers(0, 31), st.integers(0, 3))

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from migration_pipelines.envelope import SOURCE_EXTRA, SOURCE_ID, decode, encode_metadata, is_held
+from migration_pipelines.envelope import (
+    SOURCE_EXTRA,
+    SOURCE_ID,
+    SOURCE_NAMESPACE,
+    decode,
+    encode_metadata,
+    is_held,
+)
 from migration_pipelines.metadata import dump_metadata, load_metadata, value_kind, value_kinds
 from migration_pipelines.model import ValueKind
 from migration_pipelines_tests.test_metadata import VALUES
@@ -191,6 +198,8 @@ def test_batches_without_an_envelope_pass_untouched() -> None:
         {SOURCE_EXTRA: '{"fields":5}'},
         {SOURCE_EXTRA: '{"document":5}'},
         {SOURCE_EXTRA: '{"metadata":5}'},
+        {SOURCE_EXTRA: '{"namespace":5}'},
+        {SOURCE_NAMESPACE: "a"},
         {SOURCE_EXTRA: "{}"},
     ],
     ids=str,
@@ -199,6 +208,29 @@ def test_a_field_of_the_users_under_a_reserved_name_is_left_alone(fields: dict[s
     """Such collections were not written by this tool, and must be readable as they are."""
     batch = _batch(("a", "str"), "text", dump_metadata(fields))
     assert decode(batch).to_pylist() == batch.to_pylist()
+
+
+@pytest.mark.parametrize("namespace", ["a", "", "naïve 漢字", "a\0b", '{"str":"a"}'])
+@pytest.mark.parametrize("metadata", [None, {}, {"k": 1.5}, {SOURCE_NAMESPACE: "mine"}], ids=str)
+@pytest.mark.parametrize("exact", [LEAST, ALL_KINDS], ids=["least", "all"])
+def test_a_namespace_comes_back_and_can_be_filtered_by(
+    namespace: str, metadata: dict[str, Any] | None, exact: frozenset[str]
+) -> None:
+    encoded = encode_metadata(
+        metadata, exact=exact, accepts_key=ACCEPTS["any"], holds_none=True, namespace=namespace
+    )
+    assert encoded is not None
+    held = all(kind.value in exact for kind in value_kinds(namespace))
+    assert encoded.get(SOURCE_NAMESPACE) == (namespace if held else None)
+    found = decode(_batch(("5", "int"), None, _text(encoded))).to_pylist()[0]
+    assert (found["namespace"], found["metadata"]) == (namespace, _text(metadata))
+
+
+def test_records_beside_one_with_a_namespace_are_in_the_default_one() -> None:
+    options: dict[str, Any] = {"exact": ALL_KINDS, "accepts_key": ACCEPTS["any"], "holds_none": True}
+    encoded = encode_metadata({"n": 1}, namespace="a", **options)
+    rows = [_batch(("1", "str"), None, _text(encoded)), _batch(("2", "str"), None, '{"n":1}')]
+    assert decode(pa.concat_batches(rows)).column("namespace").to_pylist() == ["a", ""]
 
 
 def test_rows_with_and_without_an_envelope_stand_side_by_side() -> None:

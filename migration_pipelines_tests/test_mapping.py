@@ -18,10 +18,12 @@ from migration_pipelines.mapping import (
     IdStrategy,
     awkward_ids,
     check_existing,
+    check_namespaces,
     choose_id_strategy,
     counterpart,
     find_losses,
     hashed_id,
+    keeps_namespaces,
     map_schema,
     target_ids,
 )
@@ -353,14 +355,73 @@ def test_what_is_gone_for_good_must_be_accepted_by_name() -> None:
         _vector("a"),
         _vector("b"),
         _vector("s", kind=VectorKind.SPARSE, dimensions=None),
-        has_namespaces=True,
     )
-    found = _losses(source, target, _profile(documents=60, namespaces={"x": 10, "y": 20}))
+    found = _losses(source, target, _profile(documents=60))
     assert found["document", "document-dropped"].count == 60
-    assert found["namespace", "namespace-dropped"].count == 30
     assert found["vector:b", "vector-dropped"].count == 100
     assert found["vector:s", "vector-dropped"].count == 100
     assert not any(loss.accepted or loss.kept for loss in found.values())
+
+
+def test_namespaces_are_kept_in_a_field_where_the_target_has_none() -> None:
+    found = _losses(
+        _schema(_vector(), has_namespaces=True),
+        _store(namespaces=False),
+        _profile(namespaces={"x": 40, "": 60}),
+    )
+    (loss,) = found.values()
+    assert (loss.field, loss.kind, loss.count, loss.kept) == (
+        "namespace",
+        "namespace",
+        100,
+        "_source_namespace",
+    )
+    assert loss.accepted
+
+
+def test_a_store_bound_to_one_namespace_keeps_no_others() -> None:
+    class Bound(MemoryStore):
+        namespace: str | None = None
+
+    source = _schema(_vector(), has_namespaces=True)
+    assert keeps_namespaces(source, Bound(), None)
+    assert not keeps_namespaces(source, Bound(namespace="a"), None)
+    assert not keeps_namespaces(source, _store(namespaces=False), None)
+    assert not keeps_namespaces(source, Bound(), _schema(_vector()))
+    assert not keeps_namespaces(_schema(_vector()), Bound(), None)
+
+
+def test_names_of_namespaces_that_the_target_refuses_are_told_before_anything_is_written() -> None:
+    class Letters(MemoryStore):
+        def accepts_namespace(self, name: str) -> bool:
+            return name.isalpha()
+
+    check_namespaces(["a", "b"], Letters(), where="there")
+    with pytest.raises(ConfigurationError, match=r"refuses 2 of 3 names of namespaces: '', 'a b'") as caught:
+        check_namespaces(["a b", "a", ""], Letters(), where="there")
+    assert caught.value.facts["found"] == ["", "a b"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "a", "1", "1 a", "a:str"]), st.sampled_from(["", "a", "str:a", "1 a"])
+        ),
+        unique=True,
+    )
+)
+def test_one_id_in_several_namespaces_gets_several(names: list[tuple[str, str]]) -> None:
+    batch = batches.id_batch([text for _, text in names])
+    batch = batch.append_column("namespace", pa.array([space for space, _ in names], pa.string()))
+    for held in ({STR}, {STR, UUID}, {UUID}):
+        can = _can(id_kinds=frozenset(held), mixed_ids=False)
+        strategy = choose_id_strategy(frozenset({STR}), can, needs_namespace=True)
+        texts, kinds, changed = target_ids(batch, strategy, can)
+        assert len(set(texts.to_pylist())) == len(names)
+        assert set(kinds.to_pylist()) <= {kind.value for kind in held}
+        assert changed.all()
+        again = target_ids(batch, strategy, can)
+        assert again[0].equals(texts)
 
 
 def test_the_vector_that_a_store_without_names_keeps_is_not_called_dropped() -> None:

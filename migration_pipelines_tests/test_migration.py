@@ -188,7 +188,7 @@ def test_merge_keeps_what_was_there_and_replaces_what_is_in_scope(prepared, sour
     assert report.status == "complete"
     arrived = content(target, "copy")
     assert len(arrived) == 1_002
-    assert arrived["str", "doc#00001"] == content(source, "docs")["str", "doc#00001"]
+    assert arrived["str", "doc#00001", ""] == content(source, "docs")["str", "doc#00001", ""]
 
 
 def test_replace_drops_what_was_there(prepared, source, target):
