@@ -14,13 +14,14 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked: `query` holds lists, `body` the raw bytes."""
+    """What a client asked: `query` holds lists, `body` the raw bytes, `raw_query` what stood in the URL."""
 
     method: str
     path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
     body: bytes
+    raw_query: str = ""
 
     def json(self) -> Any:
         """The body as JSON; None where there is none."""
@@ -121,6 +122,7 @@ def _handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
                 query=parse_qs(parts.query, keep_blank_values=True),
                 headers={name.lower(): value for name, value in self.headers.items()},
                 body=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+                raw_query=parts.query,
             )
             reply, is_cut = standin.handle(request)
             body = reply.encoded()
