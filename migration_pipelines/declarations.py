@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -41,6 +41,7 @@ CONNECTION = "migration_pipelines.components.StoreConnection"
 MIGRATION = "migration_pipelines.components.VectorMigration"
 STORE_MIGRATION = "migration_pipelines.components.StoreMigration"
 _KINDS = (CONNECTION, MIGRATION, STORE_MIGRATION)
+Spec = TypeVar("Spec", "ConnectionSpec", "MigrationSpec")
 _ENVIRONMENT = re.compile(r"\{\{\s*env\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
 
@@ -106,7 +107,14 @@ class Declarations(Value):
         if spec is None:
             known = ", ".join(sorted(self.migrations)) or "none"
             raise ConfigurationError(f"no migration {name!r} is declared; there are: {known}", found=name)
-        return bind(spec, self.connections, home=home, listener=listener, **changes)
+        # Only what this migration needs: the variables of others may well be unset here.
+        connections = {
+            side.connection: _filled(self.connections[side.connection], f"connection {side.connection!r}")
+            for side in (spec.source, spec.target)
+            if isinstance(side, CollectionSpec) and side.connection and side.connection in self.connections
+        }
+        spec = _filled(spec, f"migration {name!r}")
+        return bind(spec, connections, home=home, listener=listener, **changes)
 
 
 def bind(
@@ -151,14 +159,16 @@ def _side(side: str | CollectionSpec, connections: Mapping[str, ConnectionSpec])
 
 
 def read_declarations(folder: Path) -> Declarations:
-    """Read every `*.yaml` under a folder, or one file.
+    """Read every `defs.yaml` under a folder, as Dagster does, or one file of any name.
+
+    `{{ env.NAME }}` stays as it is written until a migration is bound.
 
     Raises
     ------
     ConfigurationError
-        A file can't be read, names an unset environment variable, or declares a name twice.
+        A file can't be read, or declares a name twice.
     """
-    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.yaml"))
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("defs.yaml"))
     connections: dict[str, ConnectionSpec] = {}
     migrations: dict[str, MigrationSpec] = {}
     for path in paths:
@@ -232,7 +242,12 @@ def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigurationError(f"{path} can't be read: {error.strerror}") from None
     for document in documents:
         if isinstance(document, dict) and document.get("type") in _KINDS:
-            yield document["type"], with_environment(document.get("attributes") or {}, path)
+            yield document["type"], dict(document.get("attributes") or {})
+
+
+def _filled(spec: Spec, where: str) -> Spec:
+    """Return a declaration with every `{{ env.NAME }}` in it filled in."""
+    return type(spec).model_validate(with_environment(spec.model_dump(), where))
 
 
 def with_environment(value: Any, path: object) -> Any:

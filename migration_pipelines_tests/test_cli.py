@@ -202,11 +202,29 @@ def test_a_declared_migration_runs_by_its_name_and_by_its_file(moving: Shell, tm
     assert moving("validate", "passages", "--defs", "defs").status == 0
 
 
+NEEDS_A_VARIABLE = """
+type: migration_pipelines.components.VectorMigration
+attributes: {name: other, source: "parquet:{{ env.NOT_SET_ANYWHERE }}#docs", target: "parquet:x#docs"}
+"""
+
+
+def test_a_variable_is_asked_for_only_by_the_migration_that_names_it(
+    moving: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "defs" / "other").mkdir(parents=True)
+    (tmp_path / "defs" / "other" / "defs.yaml").write_text(NEEDS_A_VARIABLE)
+    failed = moving("plan", "other", "--defs", "defs")
+    assert failed.status == 2
+    assert "NOT_SET_ANYWHERE" in failed.err
+
+
 def test_settings_of_the_command_line_go_before_the_declared_ones(
     moving: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "defs").mkdir()
-    (tmp_path / "defs" / "one.yaml").write_text(DECLARED.format(folder=tmp_path))
+    (tmp_path / "defs" / "one").mkdir(parents=True)
+    (tmp_path / "defs" / "one" / "defs.yaml").write_text(DECLARED.format(folder=tmp_path))
+    (tmp_path / "defs" / "other").mkdir()
+    (tmp_path / "defs" / "other" / "defs.yaml").write_text(NEEDS_A_VARIABLE)
     monkeypatch.setenv("VECTOR_MIGRATE_DEFS", "defs")
     planned = moving("plan", "passages", "--filter", '{"even": true}', "--dry-run", "--json").document
     assert planned["profile"]["records"] == 150

@@ -122,10 +122,8 @@ class Request:
         return self.source, self.target
 
     def _declared(self, name: str, *, home: Path, listener: Listener) -> Migration:
-        from migration_pipelines.declarations import bind
-
         spec, declared = find_declared(name, defs_folder(self.defs))
-        return bind(spec, declared.connections, home=home, listener=listener, **self.settings())
+        return declared.migration(spec.name, home=home, listener=listener, **self.settings())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ def _matrix(
         (
             _KIND_WORDS.get(member, member.value),
             *("✓" if member in held(can) else "" for can in found.values()),
-        )  # type: ignore[call-overload]
+        )
         for member in members
     ]
     return f"## {title}\n\n{_table(('', *found), rows)}"
