@@ -184,6 +184,8 @@ def map_schema(
         has_documents=source.has_documents and can.documents,
         has_namespaces=keeps_namespaces(source, target, None),
         properties=source.properties,
+        # What only a store itself understands, under its kind: it travels between two of them.
+        options={kind: own for kind, own in source.options.items() if kind == target.kind},
     )
 
 
