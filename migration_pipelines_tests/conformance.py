@@ -9,6 +9,7 @@ import itertools
 import math
 import pkgutil
 import re
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ import pytest
 from migration_pipelines import batch as batches
 from migration_pipelines.metadata import value_kinds
 from migration_pipelines.model import CollectionSchema, IdKind, Metric, Span, ValueKind, VectorField
-from migration_pipelines.store import Store
+from migration_pipelines.store import Store, open_address
 from migration_pipelines_tests import harnesses
 from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.records import Record, from_batches, plain_records, to_batch
@@ -124,9 +125,10 @@ def require(condition: bool, reason: str) -> None:
 # ── collections ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def new_name() -> str:
-    """A name that no collection has had, and that every store takes."""
-    return f"c{next(_NUMBERS):05d}"
+def new_name(store: Store) -> str:
+    """A name that no collection has had, as the store spells it: Weaviate begins one with a capital."""
+    name = f"c{next(_NUMBERS):05d}"
+    return open_address(store.address(name))[1] or name
 
 
 def new_schema(
@@ -137,7 +139,7 @@ def new_schema(
     chosen = metric or (Metric.EUCLIDEAN if Metric.EUCLIDEAN in can.metrics else sorted(can.metrics)[0])
     kind = IdKind.STR if IdKind.STR in can.id_kinds else sorted(can.id_kinds)[0]
     values = {
-        "name": new_name(),
+        "name": new_name(store),
         "vectors": (VectorField(dimensions=dimensions, metric=chosen),),
         "id_kinds": frozenset({kind}),
         "has_documents": can.documents,
@@ -159,7 +161,13 @@ def records_for(store: Store, n: int, **options: Any) -> list[Record]:
     records = plain_records(n, **options)
     if IdKind.STR in store.capabilities.id_kinds:
         return records
-    return [replace(record, id=number) for number, record in enumerate(records, options.get("start", 0))]
+    made = int if IdKind.INT in store.capabilities.id_kinds else _uuid
+    start = options.get("start", 0)
+    return [replace(record, id=made(number)) for number, record in enumerate(records, start)]
+
+
+def _uuid(number: int) -> uuid.UUID:
+    return uuid.uuid5(uuid.NAMESPACE_OID, str(number))
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import hypothesis.strategies as st
@@ -48,6 +49,8 @@ _FLOATS = st.floats(-(2.0**50), 2.0**50, width=32)
 def record_ids(store: Store) -> list[Any]:
     """A few ids, so that operations meet the same record again."""
     can = store.capabilities
+    if can.id_kinds == {IdKind.UUID}:
+        return [uuid.UUID(int=number) for number in (0, 1, 2, 2**127, 2**128 - 1)]
     texts = holdable_ids(store)[::4] if IdKind.STR in can.id_kinds else []
     return [*texts, 1, 2, 2**53 + 1] if IdKind.INT in can.id_kinds and (can.mixed_ids or not texts) else texts
 
