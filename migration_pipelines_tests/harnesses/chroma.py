@@ -9,16 +9,18 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import chromadb
 import numpy as np
+import pyarrow as pa
 from chromadb.config import Settings
 
-from migration_pipelines.model import CollectionSchema, Metric
+from migration_pipelines.filters import Filter
+from migration_pipelines.model import CollectionSchema, Metric, Span
 from migration_pipelines.stores.chroma import ChromaStore
 from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.records import Record
@@ -92,6 +94,55 @@ class EmbeddedChroma(_Chroma):
         client.close()
 
 
+class _ReadByCopy(ChromaStore):
+    """A folder that is written by Chroma's client and read as a source is: directly, from a copy."""
+
+    scratch: str
+
+    def list_collections(self) -> list[str]:
+        return self._source().list_collections() if self._is_there() else []
+
+    def describe(self, collection: str) -> CollectionSchema:
+        return self._source().describe(collection)
+
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        return self._source().count(collection, where)
+
+    def split(self, collection: str, **options: Any) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
+        return self._source().split(collection, **options)
+
+    def scan(self, collection: str, span: Span, **options: Any) -> Iterator[pa.RecordBatch]:
+        return self._source().scan(collection, span, **options)
+
+    def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
+        return self._source().fetch(collection, ids, vectors=vectors)
+
+    def _source(self) -> ChromaStore:
+        # A new object each time: one that is open answers of the folder as it was when it was copied.
+        return self.for_reading(Path(self.scratch))
+
+
+class CopiedChroma(EmbeddedChroma):
+    """A folder that is read as a migration's source is."""
+
+    def known_gaps(self) -> Mapping[str, str]:
+        """No address stands for a store of two, of which one writes and the other reads."""
+        reason = "this store is a ChromaStore and its copy in one, made for these tests"
+        names = ("test_the_address_opens_the_same_store", "test_the_store_is_found_by_its_kind")
+        return dict.fromkeys(names, reason)
+
+    @classmethod
+    @contextmanager
+    def start(cls, folder: Path) -> Iterator[CopiedChroma]:
+        """Open a Chroma folder in `folder`."""
+        path = folder / "chroma"
+        client: Any = chromadb.PersistentClient(path, Settings(anonymized_telemetry=False))
+        store = _ReadByCopy(path=str(path), scratch=str(folder / "scratch"))
+        yield cls(store, client)
+        store.close()
+        client.close()
+
+
 class ChromaServer(_Chroma):
     """A server of its own on a free port of the loopback."""
 
@@ -131,4 +182,4 @@ def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> Any:
             time.sleep(0.1)
 
 
-HARNESSES: list[type[Harness]] = [EmbeddedChroma, ChromaServer]
+HARNESSES: list[type[Harness]] = [EmbeddedChroma, CopiedChroma, ChromaServer]

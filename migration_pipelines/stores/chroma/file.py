@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from migration_pipelines.errors import CollectionNotFoundError
+from migration_pipelines.stores.chroma.queue import number_of
 
 DATABASE_FILE = "chroma.sqlite3"
 _IN_DATABASE = (
@@ -26,11 +27,6 @@ _SEGMENT = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
 _APPLIED = "SELECT seq_id FROM max_seq_id WHERE segment_id = ?"
 _VERSIONS = "SELECT embedding_id, seq_id FROM embeddings WHERE segment_id = ?"
 _QUEUED = "SELECT id, seq_id FROM embeddings_queue WHERE topic LIKE '%/' || ?"
-# What waits in the queue has its metadata as JSON.
-_URIS = (
-    "SELECT EXISTS (SELECT 1 FROM embedding_metadata WHERE key = 'chroma:uri' AND string_value IS NOT NULL) "
-    "OR EXISTS (SELECT 1 FROM embeddings_queue WHERE metadata LIKE '%chroma:uri%')"
-)
 
 
 def read_names(folder: Path, *, tenant: str, database: str) -> list[str]:
@@ -57,25 +53,14 @@ def versions_digest(folder: Path, name: str, *, tenant: str, database: str) -> s
     return f"{found[0]}:{count}:{total % 2**128:032x}"
 
 
-def may_hold_uris(folder: Path) -> bool:
-    """Whether any record in any collection has a URI, or may have had one."""
-    with _reading(folder) as file:
-        return bool(file.execute(_URIS).fetchone()[0])
-
-
 def _versions(file: sqlite3.Connection, collection_id: str) -> Iterator[tuple[str, int]]:
     for (segment,) in file.execute(_SEGMENT, (collection_id,)).fetchall():
-        applied = max((_number(seq) for (seq,) in file.execute(_APPLIED, (segment,))), default=0)
+        applied = max((number_of(seq) for (seq,) in file.execute(_APPLIED, (segment,))), default=0)
         for record_id, seq in file.execute(_VERSIONS, (segment,)):
-            yield record_id, _number(seq)
+            yield record_id, number_of(seq)
         for record_id, seq in file.execute(_QUEUED, (collection_id,)):
-            if _number(seq) > applied:
-                yield record_id, _number(seq)
-
-
-def _number(seq: int | bytes) -> int:
-    """Return a write's number; before 0.6 Chroma kept it as eight bytes."""
-    return seq if isinstance(seq, int) else int.from_bytes(seq, "big")
+            if number_of(seq) > applied:
+                yield record_id, number_of(seq)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,9 @@ A `handle` is chromadb's `Collection`.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,6 @@ from migration_pipelines.errors import (
     ConfigurationError,
     DimensionMismatchError,
     RecordRejectedError,
-    StoreRefusedError,
     TransientError,
     UsageError,
 )
@@ -36,13 +32,6 @@ _SPACES = {metric: space for space, metric in METRICS.items()}
 _HNSW = {"m": "max_neighbors", "ef_construction": "ef_construction", "ef_search": "ef_search"}
 _HNSW_OWN = ("resize_factor", "sync_threshold")
 PAGE = 250  # records: measured, smaller and larger pages are slower
-_IDS_PAGE = 10_000
-_SEGMENT = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
-# By row number, in short reads: an open one would keep other processes from opening the copy. Without the
-# index on ids, which would have all of them sorted first.
-_STORED_IDS = (
-    "SELECT id, embedding_id FROM embeddings NOT INDEXED WHERE id > ? AND segment_id = ? ORDER BY id LIMIT ?"
-)
 # Chroma has a place of its own for a record's URI; here it is a metadata field of the name that Chroma's
 # own database gives it. All other names with this prefix are dropped by Chroma without a word.
 _URI = "chroma:uri"
@@ -72,20 +61,36 @@ HELD = frozenset(
 
 def schema_of(handle: Any) -> CollectionSchema:
     """Return what a collection is made of; before its first record it has no dimensions."""
-    index = _index(handle)
-    own = {key: index[key] for key in _HNSW_OWN if key in index}
-    embedder = (handle.configuration_json.get("embedding_function") or {}).get("name")
-    vector = VectorField(
+    return collection_schema(
+        handle.name,
         dimensions=dimensions_of(handle),
-        metric=metric_of(handle),
+        index=_index(handle),
+        embedder=(handle.configuration_json.get("embedding_function") or {}).get("name"),
+        metadata=handle.metadata or {},
+    )
+
+
+def collection_schema(
+    name: str,
+    *,
+    dimensions: int | None,
+    index: Mapping[str, Any],
+    embedder: str | None,
+    metadata: Mapping[str, Any],
+) -> CollectionSchema:
+    """Return the schema of a collection by what Chroma says of it; `index` has Chroma's own names."""
+    own = {key: index[key] for key in _HNSW_OWN if key in index}
+    vector = VectorField(
+        dimensions=dimensions,
+        metric=METRICS[index.get("space", "l2")],
         index={"type": "hnsw"} | {ours: index[theirs] for ours, theirs in _HNSW.items() if theirs in index},
     )
     return CollectionSchema(
-        name=handle.name,
+        name=name,
         vectors=(vector,),
         id_kinds=frozenset({IdKind.STR}),
         # Older Chroma kept the index's parameters among the user's properties.
-        properties={key: v for key, v in (handle.metadata or {}).items() if not key.startswith("hnsw:")},
+        properties={key: value for key, value in metadata.items() if not key.startswith("hnsw:")},
         options=({"hnsw": own} if own else {}) | ({"embedding_function": embedder} if embedder else {}),
     )
 
@@ -157,31 +162,6 @@ def all_ids(handle: Any) -> list[str]:
     return list(texts)
 
 
-def stored_ids(handle: Any, database_file: Path) -> Iterator[str]:
-    """Yield every id of a collection from Chroma's own file, in the order in which Chroma answers.
-
-    Raises
-    ------
-    StoreRefusedError
-        They are not as many as Chroma counts.
-    """
-    handle.get(limit=1, include=[])  # brings Chroma's own log into the table that is read here
-    last = total = 0
-    uri = f"{database_file.as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as database:
-        (segment,) = database.execute(_SEGMENT, (str(handle.id),)).fetchone()
-        while rows := database.execute(_STORED_IDS, (last, segment, _IDS_PAGE)).fetchall():
-            yield from (text for _, text in rows)
-            last, total = rows[-1][0], total + len(rows)
-    if total != (expected := handle.count()):
-        raise StoreRefusedError(
-            f"chroma: {handle.name}: its file lists {total} ids where {expected} records are counted; let "
-            "Chroma open and close the folder once, then run again",
-            expected=expected,
-            found=total,
-        )
-
-
 def held_ids(ids: pa.RecordBatch) -> list[str]:
     """Return the distinct ids that Chroma can hold."""
     texts = ids.column(batches.ID).filter(pc.equal(ids.column(batches.ID_TYPE), IdKind.STR.value))
@@ -198,24 +178,17 @@ def plain_schema(dimensions: int) -> CollectionSchema:
     return CollectionSchema(name="", vectors=(vector,), id_kinds=frozenset({IdKind.STR}))
 
 
-def read_records(
-    handle: Any, texts: Sequence[str], *, vectors: bool, uris: bool = True
-) -> pa.RecordBatch | None:
+def read_records(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.RecordBatch | None:
     """Return the records of any number of ids, in the order of `texts`; None where there are none."""
     starts = range(0, len(texts), PAGE)
-    pages = (read_page(handle, texts[at : at + PAGE], vectors=vectors, uris=uris) for at in starts)
+    pages = (read_page(handle, texts[at : at + PAGE], vectors=vectors) for at in starts)
     found = [page for page in pages if page is not None]
     return pa.concat_batches(found) if found else None
 
 
-def read_page(
-    handle: Any, texts: Sequence[str], *, vectors: bool, uris: bool = True
-) -> pa.RecordBatch | None:
-    """Return the records of at most a page of ids, in the order of `texts`; None where there are none.
-
-    Without `uris`, which only who knows that there are none may say, it takes a tenth less time.
-    """
-    include = ["documents", "metadatas"] + ["uris"] * uris + ["embeddings"] * vectors
+def read_page(handle: Any, texts: Sequence[str], *, vectors: bool) -> pa.RecordBatch | None:
+    """Return the records of at most a page of ids, in the order of `texts`; None where there are none."""
+    include = ["documents", "metadatas", "uris"] + ["embeddings"] * vectors
     # What `handle.get` calls, without its copy of the vectors as float64: a fifth of a reader's time.
     reply = handle._client._get(  # noqa: SLF001
         collection_id=handle.id,

@@ -20,8 +20,6 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -62,7 +60,6 @@ from migration_pipelines.stores.chroma.client import (
 )
 from migration_pipelines.stores.chroma.file import (
     DATABASE_FILE,
-    may_hold_uris,
     read_names,
     versions_digest,
 )
@@ -82,14 +79,12 @@ from migration_pipelines.stores.chroma.records import (
     read_records,
     replace_records,
     schema_of,
-    stored_ids,
     to_chroma,
 )
 
 _TENANT, _DATABASE, _PORT = "default_tenant", "default_database", 8000
 _NAMES_PAGE = 1000
 _ROOM_BYTES = 16 * 2**20  # a batch
-
 
 # Below SQLite's limit on variables in one statement, which Chroma runs into (32,766).
 _DELETE_RECORDS = 5_000
@@ -246,7 +241,7 @@ class ChromaStore(Store):
             handle = self._collection(collection)
             if where is None:
                 return int(handle.count())
-            pages = (read_page(handle, texts, vectors=False) for texts in self._id_lists(handle, PAGE))
+            pages = (read_page(handle, texts, vectors=False) for texts in _lists(all_ids(handle), PAGE))
             return sum(filters.mask(where, page).true_count for page in pages if page is not None)
 
     def split(
@@ -258,7 +253,7 @@ class ChromaStore(Store):
     ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
         """Yield spans that are lists of ids, in Chroma's own order, which is the quickest to read."""
         with self.translating(collection):
-            for texts in self._id_lists(self._collection(collection), span_records):
+            for texts in _lists(all_ids(self._collection(collection)), span_records):
                 kinds = batches.constant(IdKind.STR.value, len(texts))
                 columns = [pa.array(texts, pa.string()), kinds]
                 ids = pa.RecordBatch.from_arrays(columns, names=[batches.ID, batches.ID_TYPE])
@@ -289,7 +284,7 @@ class ChromaStore(Store):
             handle, texts = self._collection(collection), held_ids(ids)
             for start in range(0, len(texts), batch_records):
                 part = texts[start : start + batch_records]
-                found = read_records(handle, part, vectors=vectors, uris=self._may_hold_uris)
+                found = read_records(handle, part, vectors=vectors)
                 if found is not None:
                     yield found
 
@@ -324,7 +319,7 @@ class ChromaStore(Store):
             digest = sum(xxhash.xxh3_128_intdigest(text.encode()) for text in texts) % 2**128
             return f"{handle.id}:{len(texts)}:{digest:032x}"
 
-    def for_reading(self, scratch: Path) -> Self:
+    def for_reading(self, scratch: Path) -> ChromaStore:
         """Return a store on a copy of the folder under `scratch`: Chroma writes on being opened.
 
         Raises
@@ -336,9 +331,12 @@ class ChromaStore(Store):
         """
         if self.path is None or self.snapshot_of is not None:
             return self
+        from migration_pipelines.stores.chroma.copied import CopiedChromaStore
+
         with self.translating():
             copy = snapshot(self._original(), scratch)
-        return type(self)(path=str(copy), tenant=self.tenant, database=self.database, snapshot_of=self.path)
+        division = {"tenant": self.tenant, "database": self.database}
+        return CopiedChromaStore(path=str(copy), snapshot_of=self.path, **division)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -483,17 +481,6 @@ class ChromaStore(Store):
             raise CollectionNotFoundError(f"{self.address(name)}: {found}", store=self.kind, collection=name)
         return self._connect().get_collection(name, embedding_function=None)
 
-    @cached_property
-    def _may_hold_uris(self) -> bool:
-        """Whether records must be asked for their URIs: of a copy, which nobody else writes, it is known."""
-        is_copy = self.path is not None and self.snapshot_of is not None
-        return not is_copy or may_hold_uris(absolute(self.path or ""))
 
-    def _id_lists(self, handle: Any, size: int) -> Iterator[list[str]]:
-        """Yield all ids in lists of `size`; of a copy, which nobody else writes, in bounded memory."""
-        if self.path is None or self.snapshot_of is None:
-            texts = iter(all_ids(handle))
-        else:
-            texts = stored_ids(handle, absolute(self.path) / DATABASE_FILE)
-        while part := list(islice(texts, size)):
-            yield part
+def _lists(texts: list[str], size: int) -> Iterator[list[str]]:
+    return (texts[start : start + size] for start in range(0, len(texts), size))
