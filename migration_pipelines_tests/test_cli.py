@@ -132,7 +132,7 @@ def test_a_second_run_does_nothing_again(moving: Shell, tmp_path: Path) -> None:
 
 
 def test_filter_moves_what_matches(moving: Shell) -> None:
-    report = moving("run", *MOVE, "--filter", '{"even": true}', "--json").document
+    report = moving("run", *MOVE, "--filter", "even=true", "--json").document
     assert (report["records"]["read"], report["target"]["count"]) == (
         report["records"]["filtered"] + 150,
         150,

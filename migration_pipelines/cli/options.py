@@ -65,8 +65,8 @@ class Request:
     filter: Annotated[
         str | None,
         Option(
-            metavar="JSON",
-            help="""Only records that match, as in '{"lang": "en", "year": {"$gte": 2020}}'.""",
+            metavar="FILTER",
+            help="""Only records that match: 'lang=en,year>=2020', or '{"lang": {"$in": ["de", "en"]}}'.""",
         ),
     ] = None
     defs: Defs = None
@@ -289,7 +289,7 @@ def between(
 
 
 def parsed_filter(text: str) -> Any:
-    """Return the JSON of a filter.
+    """Return the JSON form of a filter that is written as JSON or as the short text.
 
     Raises
     ------
@@ -297,12 +297,10 @@ def parsed_filter(text: str) -> Any:
     """
     import json
 
-    from migration_pipelines.errors import FilterError
+    from migration_pipelines import filters
 
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise FilterError(f"--filter isn't JSON: {error}") from None
+    where = filters.parse(text)
+    return None if where is None else json.loads(filters.to_json(where))
 
 
 def warn_of_password(address: str) -> None:
