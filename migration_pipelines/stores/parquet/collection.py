@@ -51,7 +51,12 @@ class PartFile(Value):
     @property
     def part(self) -> str:
         """The name of the part, whatever version of it the file is."""
-        return self.name.removesuffix(parts.SUFFIX).partition("~")[0]
+        return self.part_of(self.name)
+
+    @staticmethod
+    def part_of(name: str) -> str:
+        """Return the name of the part of which a file of this name is a version."""
+        return name.removesuffix(parts.SUFFIX).partition("~")[0]
 
     def next_name(self) -> str:
         """Return the name of the file that will replace this one."""

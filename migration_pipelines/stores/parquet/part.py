@@ -146,9 +146,15 @@ def digest_of(file: pq.ParquetFile) -> int | None:
     return None if found is None else int(found, 16)
 
 
-def group_records(file: pq.ParquetFile) -> list[int]:
-    """Return the number of records of each row group."""
-    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+def group_records(file: pq.ParquetFile, namespace: str | None = None) -> list[int]:
+    """Return the number of records of each row group, those of one namespace or all."""
+    groups = range(file.num_row_groups)
+    if namespace is None:
+        return [file.metadata.row_group(group).num_rows for group in groups]
+    if batches.NAMESPACE not in file.schema_arrow.names:
+        return [0 if namespace else file.metadata.row_group(group).num_rows for group in groups]
+    columns = (read_group(file, group, [batches.NAMESPACE]).column(0) for group in groups)
+    return [pc.equal(pc.fill_null(column, ""), namespace).true_count for column in columns]
 
 
 def read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.RecordBatch:
@@ -209,6 +215,11 @@ def replacing(batch: pa.RecordBatch) -> Change:
         return pa.concat_batches([group, batch]).take(pa.array(rows))
 
     return change
+
+
+def outside(group: pa.RecordBatch, namespace: str) -> pa.RecordBatch:
+    """Return the records of a row group that are in any other namespace."""
+    return group.filter(pc.not_equal(group.column(batches.NAMESPACE), namespace))
 
 
 def removing(ids: pa.RecordBatch) -> Change:

@@ -37,10 +37,10 @@ class Reader:
     # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
-    def group_records(located: Located) -> list[int]:
-        """Return the number of records of each row group of a file."""
+    def group_records(located: Located, namespace: str | None = None) -> list[int]:
+        """Return the number of records of each row group of a file, those of one namespace or all."""
         with _opened(located) as file:
-            return parts.group_records(file)
+            return parts.group_records(file, namespace)
 
     def plain_schema(self, name: str, contents: Contents) -> CollectionSchema:
         """Return the schema of a collection of plain files."""

@@ -52,6 +52,7 @@ from migration_pipelines.stores.parquet.collection import (
     CollectionFolder,
     Contents,
     Located,
+    PartFile,
     State,
     part_name,
 )
@@ -71,6 +72,8 @@ class ParquetStore(Store):
     ----------
     path
         The folder that holds the collections.
+    namespace
+        Show and write the records of this namespace alone; what is created then has namespaces.
     """
 
     kind: ClassVar[str] = "parquet"
@@ -103,6 +106,7 @@ class ParquetStore(Store):
     )
 
     path: Path = Path()
+    namespace: str | None = None
 
     _reader: Reader = PrivateAttr(default_factory=Reader)
 
@@ -126,18 +130,21 @@ class ParquetStore(Store):
         `parquet:./root/`, with the slash, is the folder of collections, unless it is a collection itself.
         """
         path = Path(address.path).expanduser()
+        options = dict(address.query)
+        if unknown := options.keys() - {"namespace"}:
+            raise ConfigurationError(f"parquet: an address has no option {', '.join(sorted(unknown))}")
         if address.collection:
-            return cls(path=path), address.collection
+            return cls(path=path, **options), address.collection
         if address.path.endswith("/") and CollectionFolder(LocalFolder(path)).contents() is None:
-            return cls(path=path), None
+            return cls(path=path, **options), None
         whole = path if path.name else path.resolve()
-        return cls(path=whole.parent), whole.name or None
+        return cls(path=whole.parent, **options), whole.name or None
 
     def address(self, collection: str | None = None) -> str:
         """Return the address of the folder or of a collection in it."""
-        if collection is None:
-            return str(Address(kind=self.kind, path=f"{self.path}/"))
-        return str(Address(kind=self.kind, path=str(self.path), collection=collection))
+        path = f"{self.path}/" if collection is None else str(self.path)
+        query = {} if self.namespace is None else {"namespace": self.namespace}
+        return str(Address(kind=self.kind, path=path, collection=collection, query=query))
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -150,6 +157,7 @@ class ParquetStore(Store):
     def describe(self, collection: str) -> CollectionSchema:
         """Return what the collection is made of; `options` has `finished: False` while it is being loaded."""
         contents, schema = self._contents(collection)
+        schema = self._shown(schema)
         if contents.state is State.LOADING:
             return schema.model_copy(update={"options": {**schema.options, "finished": False}})
         return schema
@@ -160,9 +168,9 @@ class ParquetStore(Store):
         def counted(contents: Contents, schema: CollectionSchema) -> int:
             files = contents.files.values()
             if where is None:
-                return sum(sum(self._reader.group_records(file)) for file in files)
+                return sum(sum(self._reader.group_records(file, self.namespace)) for file in files)
             found = (batch for file in files for batch in self._reader.scan(file, schema, vectors=False))
-            return sum(filters.mask(where, batch).true_count for batch in found)
+            return sum(filters.mask(where, batch).true_count for batch in map(self._seen, found))
 
         return self._steadily(collection, counted)
 
@@ -205,25 +213,35 @@ class ParquetStore(Store):
             return chain([first] if (first := next(found, None)) else [], found)
 
         with self.translating(collection):
-            for batch in self._steadily(collection, begun):
+            for batch in map(self._seen, self._steadily(collection, begun)):
                 kept = batch if where is None else batch.filter(filters.mask(where, batch))
                 if kept.num_rows:
                     yield kept
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
         """Return the records of these ids; ids that aren't there are left out."""
-        return self._steadily(
+        ids = self._named(ids)
+        found = self._steadily(
             collection,
             lambda contents, schema: self._reader.fetch(
                 contents.files.values(), schema, ids, vectors=vectors
             ),
         )
+        return self._seen(found)
 
     def fingerprint(self, collection: str) -> str:
         """Return a digest of the manifest and of the files' names, sizes and times of change."""
         self._check_finished(collection)
         with self.translating(collection):
-            return xxhash.xxh3_128_hexdigest(json.dumps(self._folder(collection).identity()).encode())
+            identity = self._folder(collection).identity()
+            if self.namespace is not None:
+                # Other namespaces may be written to meanwhile, such as the target of the same move.
+                _, *files = identity
+                held = self._steadily(collection, self._sizes)
+                identity = [
+                    file for file in files if sum(held.get(PartFile.part_of(file[0]), (False, [1]))[1])
+                ]
+            return xxhash.xxh3_128_hexdigest(json.dumps(identity).encode())
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -234,16 +252,27 @@ class ParquetStore(Store):
             folder.folder.make()
             with folder.changing():
                 if folder.contents() is not None:
+                    if self._is_free(schema):
+                        return
                     raise CollectionExistsError(
                         f"{self.address(schema.name)} is there already; choose another name or drop it",
                         store=self.kind,
                         collection=schema.name,
                     )
-                folder.create(schema)
+                bound = self.namespace is not None
+                folder.create(schema.model_copy(update={"has_namespaces": bound or schema.has_namespaces}))
 
     def drop(self, collection: str) -> None:
-        """Remove a collection's files, and the folder where nothing else is in it."""
+        """Remove a collection's files, and the folder where nothing else is in it.
+
+        Of a store that is bound to a namespace: its records, and the collection where no others are left.
+        """
         with self._changing(collection) as (folder, contents):
+            if self.namespace is not None:
+                whole = sum(sum(self._reader.group_records(file)) for file in contents.files.values())
+                if whole > self.count(collection):
+                    self._remove_namespace(folder, contents)
+                    return
             folder.drop(contents)
 
     def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
@@ -254,7 +283,7 @@ class ParquetStore(Store):
         """
         with self._changing(collection) as (folder, contents), folder.staging() as new:
             schema = contents.known_schema
-            batch = batches.conform(batch, schema, where=self.address(collection))
+            batch = self._stored(batch, schema, collection)
             held = self._change(folder, contents, batch, parts.replacing(batch), new)
             fresh = batch.filter(pc.invert(batches.is_among(batch, held)))
             if fresh.num_rows:
@@ -264,6 +293,7 @@ class ParquetStore(Store):
 
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
         """Remove these ids; those that aren't there are no error."""
+        ids = self._named(ids)
         with self._changing(collection) as (folder, contents), folder.staging() as new:
             self._change(folder, contents, ids, parts.removing(ids), new)
             folder.put(contents, new)
@@ -272,9 +302,10 @@ class ParquetStore(Store):
     def load_part(self, collection: str, part: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
         """Write one partition's file, as a whole in the place of the one before.
 
-        In a finished collection it is published at once, and what other files hold under its ids goes.
+        In a finished collection it is published at once, beside the files that are there: what they hold
+        under its ids goes, and nothing else does, for another migration's part may have the same name.
         """
-        name = part_name("part", part)
+        name = self._part_name(part)
         with ExitStack() as stack:
             with self._changing(collection) as (folder, contents):
                 schema = contents.known_schema
@@ -285,28 +316,29 @@ class ParquetStore(Store):
 
             def write(batch: pa.RecordBatch) -> None:
                 with self.translating(collection):
-                    writer.write(batches.conform(batch, schema, where=self.address(collection)))
+                    writer.write(self._stored(batch, schema, collection))
 
             yield write
             with self.translating(collection):
                 stack.close()
         with self._changing(collection) as (folder, contents), folder.staging() as new:
-            new[name] = hidden
             if contents.state is State.FINISHED:
+                name = part_name("more", secrets.token_hex(8))
                 ids = parts.read_ids(folder.hidden, hidden)
-                self._change(folder, contents.without(name), ids, parts.removing(ids), new)
+                self._change(folder, contents, ids, parts.removing(ids), new)
+            new[name] = hidden
             folder.put(contents, new)
 
     def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:
         """Return what a load wrote for these ids: from the part's own file, or where they went since."""
-        name = part_name("part", part)
+        name, ids = self._part_name(part), self._named(ids)
 
         def read(contents: Contents, schema: CollectionSchema) -> pa.RecordBatch:
             others = contents.without(name).files.values()
             own = [contents.files[name]] if name in contents.files else []
             return self._reader.fetch([*own, *others], schema, ids)
 
-        return self._steadily(collection, read)
+        return self._seen(self._steadily(collection, read))
 
     def begin_load(self, collection: str) -> None:
         """Carry through what a writer was killed in; a collection is ready to be loaded from `create` on."""
@@ -326,7 +358,8 @@ class ParquetStore(Store):
         """Return the nearest `(id, distance)` by reading every record."""
 
         def searched(contents: Contents, schema: CollectionSchema) -> list[tuple[Any, float]]:
-            found = (batch for file in contents.files.values() for batch in self._reader.scan(file, schema))
+            files = contents.files.values()
+            found = (self._seen(batch) for file in files for batch in self._reader.scan(file, schema))
             if where is not None:
                 found = (batch.filter(filters.mask(where, batch)) for batch in found)
             address = self.address(collection)
@@ -357,6 +390,41 @@ class ParquetStore(Store):
             )
         return CollectionFolder(LocalFolder(self.path / collection))
 
+    # Of the store that is bound to a namespace: what it shows of a collection, and what it stores there.
+
+    def _shown(self, schema: CollectionSchema) -> CollectionSchema:
+        if self.namespace is None:
+            return schema
+        return schema.model_copy(update={"has_namespaces": False})
+
+    def _seen(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return batch if self.namespace is None else batches.of_namespace(batch, self.namespace)
+
+    def _named(self, ids: pa.RecordBatch) -> pa.RecordBatch:
+        return ids if self.namespace is None else batches.put_in_namespace(ids, self.namespace)
+
+    def _stored(self, batch: pa.RecordBatch, schema: CollectionSchema, collection: str) -> pa.RecordBatch:
+        batch = batches.conform(batch, self._shown(schema), where=self.address(collection))
+        return batch if self.namespace is None else self._named(batch).cast(batches.arrow_schema(schema))
+
+    def _part_name(self, part: str) -> str:
+        return part_name("part", part if self.namespace is None else f"{part}/{self.namespace}")
+
+    def _is_free(self, schema: CollectionSchema) -> bool:
+        """Whether the collection is there for other namespaces' records, and has a place for these."""
+        if self.namespace is None or self.count(schema.name):
+            return False
+        return bool(batches.arrow_schema(self.describe(schema.name)).equals(batches.arrow_schema(schema)))
+
+    def _remove_namespace(self, folder: CollectionFolder, contents: Contents) -> None:
+        with folder.staging() as new:
+            for part, located in contents.files.items():
+                if sum(self._reader.group_records(located, self.namespace)):
+                    groups = parts.row_groups(located.folder, located.name)
+                    others = (parts.outside(group, self.namespace or "") for group in groups)
+                    new[part] = folder.stage(contents.known_schema, others)
+            folder.put(contents, new)
+
     def _contents(self, collection: str) -> tuple[Contents, CollectionSchema]:
         with self.translating(collection):
             contents = self._folder(collection).contents()
@@ -368,6 +436,12 @@ class ParquetStore(Store):
                     collection=collection,
                 )
             schema = contents.schema or self._reader.plain_schema(collection, contents)
+            if self.namespace is not None and not schema.has_namespaces:
+                raise ConfigurationError(
+                    f"{self.address(collection)}: the collection has no namespaces; leave ?namespace= out",
+                    store=self.kind,
+                    collection=collection,
+                )
             # The folder may have been renamed since: its name now is the collection's.
             return contents, schema.model_copy(update={"name": collection})
 
@@ -398,7 +472,11 @@ class ParquetStore(Store):
 
     def _sizes(self, contents: Contents, _: CollectionSchema) -> dict[str, tuple[bool, list[int]]]:
         files = sorted(contents.files.items())
-        return {part: (file.is_plain, self._reader.group_records(file)) for part, file in files}
+        static = self.namespace is None  # the records of a namespace have no row numbers of their own
+        return {
+            part: (file.is_plain and static, self._reader.group_records(file, self.namespace))
+            for part, file in files
+        }
 
     def _part(self, collection: str, contents: Contents, part: str) -> Located:
         if part not in contents.files:
