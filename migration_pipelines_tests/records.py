@@ -116,7 +116,8 @@ def _from_batch(part: pa.RecordBatch) -> list[Record]:
 def _vector(value: Any, kind: pa.DataType) -> Any:
     if value is None or isinstance(value, dict):
         return value
-    return np.asarray(value, kind.value_type.to_pandas_dtype())
+    element = kind.value_type.value_type if pa.types.is_fixed_size_list(kind.value_type) else kind.value_type
+    return np.asarray(value, element.to_pandas_dtype())
 
 
 def by_id(records: Iterable[Record]) -> dict[tuple[str, str, str], Any]:

@@ -325,7 +325,7 @@ def _scroll(found: _Collection, body: Any) -> Any:
         request = edge.ScrollRequest(
             offset=body.get("offset"),
             limit=limit + 1,
-            filter=_filter(body.get("filter")),
+            filter=_filter(body.get("filter"), shard),
             with_payload=options[0],
             with_vector=options[1],
         )
@@ -356,8 +356,10 @@ def _shown(vector: Any) -> Any:
 
 
 def _count(found: _Collection, body: Any) -> Any:
-    request = edge.CountRequest(filter=_filter(body.get("filter")), exact=bool(body.get("exact", True)))
-    return {"count": sum(shard.count(request) for shard in found.shards.values())}
+    total = 0
+    for shard in found.shards.values():
+        total += shard.count(edge.CountRequest(filter=_filter(body.get("filter"), shard), exact=True))
+    return {"count": total}
 
 
 def _delete(found: _Collection, body: Any) -> Any:
@@ -370,13 +372,13 @@ def _query(found: _Collection, body: Any) -> Any:
     name = body.get("using") or ""
     if name not in found.vectors:
         raise RefusedError(400, f"Wrong input: Not existing vector name error: {name}")
-    request = edge.SearchRequest(
-        query=edge.Query.Nearest([float(number) for number in body["query"]], name or None),
-        limit=body.get("limit", 10),
-        filter=_filter(body.get("filter")),
-    )
     points = []
     for shard in found.shards.values():
+        request = edge.SearchRequest(
+            query=edge.Query.Nearest([float(number) for number in body["query"]], name or None),
+            limit=body.get("limit", 10),
+            filter=_filter(body.get("filter"), shard),
+        )
         try:
             points += shard.search(request)
         except Exception as error:  # the engine raises nothing finer
@@ -384,26 +386,35 @@ def _query(found: _Collection, body: Any) -> Any:
     descending = found.vectors[name]["distance"] in ("Cosine", "Dot")
     points.sort(key=lambda point: point.score, reverse=descending)
     shown = [{"id": _record(p, None, False, False)["id"], "version": 0, "score": p.score} for p in points]
-    return {"points": shown[: request.limit]}
+    return {"points": shown[: body.get("limit", 10)]}
 
 
-def _filter(body: Any) -> Any:
+def _filter(body: Any, shard: Any) -> Any:
     if body is None:
         return None
     unknown = body.keys() - {"must", "should", "must_not"}
     if unknown:
         raise RefusedError(400, f"Format error in JSON body: unknown field {unknown}")
-    return edge.Filter(**{key: [_condition(item) for item in value] for key, value in body.items()})
+    return edge.Filter(**{key: [_condition(item, shard) for item in value] for key, value in body.items()})
 
 
-def _condition(body: Any) -> Any:
+def _condition(body: Any, shard: Any) -> Any:
     if body.keys() & {"must", "should", "must_not"}:
-        return _filter(body)
+        return _filter(body, shard)
     if "is_empty" in body:
         return edge.IsEmptyCondition(body["is_empty"]["key"])
     if "range" in body:
         return edge.FieldCondition(body["key"], range=edge.RangeFloat(**body["range"]))
-    return edge.FieldCondition(body["key"], match=edge.MatchValue(body["match"]["value"]))
+    value = body["match"]["value"]
+    if isinstance(value, bool):  # which the engine's Python side takes for an integer
+        return edge.HasIdCondition(_ids_where(shard, body["key"].strip('"'), value))
+    return edge.FieldCondition(body["key"], match=edge.MatchValue(value))
+
+
+def _ids_where(shard: Any, key: str, value: bool) -> set[Any]:
+    records, _ = shard.scroll(edge.ScrollRequest(limit=2**31, with_payload=True, with_vector=False))
+    found = ((record.id, (record.payload or {}).get(key)) for record in records)
+    return {i for i, v in found if any(item is value for item in (v if isinstance(v, list) else [v]))}
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────
