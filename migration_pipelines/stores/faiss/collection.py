@@ -1,0 +1,360 @@
+"""A collection of our own: what its folder holds, and how that changes without a half state to be seen.
+
+    docs/_collection.json      schema, counts, the names and sizes of the two files that are the collection
+    docs/index.faiss           an index as FAISS writes it; the id of a vector is the row of its record
+    docs/records.parquet       number, id, id_type, document, metadata; `vector` where the index has it normalised
+    docs/.loading/             what is being written
+
+- **Loading**: there is no `_collection.json` but the hidden one. Each part of a load becomes a Parquet file of
+  the hidden folder by one rename; where two parts hold one id, the later one counts.
+- **Publishing**: index and records are written under new names (`index~2.faiss`), synced, and become the
+  collection by one rename, that of `_collection.json`. The old files are removed after. What a killed writer left
+  is removed by the next one.
+
+A record keeps its `number` for good, be it replaced or others removed: ranges of numbers are the spans that
+hold while others write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from migration_pipelines import batch as batches
+from migration_pipelines.errors import StoreRefusedError
+from migration_pipelines.model import CollectionSchema, Value, VectorField
+from migration_pipelines.stores.faiss import build
+from migration_pipelines.stores.faiss.table import NUMBER, ParquetTable, TableWriter, whole
+
+MANIFEST = "_collection.json"
+LOADING = ".loading"
+_FORMAT = 1
+_PART = ".parquet"
+_TEMPORARY = ".tmp"
+_TEXTS = (batches.ID, batches.ID_TYPE, batches.DOCUMENT, batches.METADATA)
+
+Batches = Callable[[], Iterable[pa.RecordBatch]]
+
+
+class FileInfo(Value):
+    """One file of a collection."""
+
+    name: str
+    bytes: int
+
+
+class Manifest(Value):
+    """What `_collection.json` says; `index` and `records` are None as long as a first load is under way.
+
+    `normalised` is set where the index holds vectors of length one and `records` the originals.
+    `next_number` is the number that the next new record gets.
+    """
+
+    format: int = _FORMAT
+    description: CollectionSchema = Field(alias="schema")
+    count: int = 0
+    next_number: int = 0
+    normalised: bool = False
+    index: FileInfo | None = None
+    records: FileInfo | None = None
+
+    def text(self) -> str:
+        """Return the file's text."""
+        data = self.model_dump(mode="json", by_alias=True)
+        data["schema"]["id_kinds"].sort()
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def generation(self) -> int:
+        """How many times the collection was published."""
+        if self.index is None:
+            return 0
+        return int(self.index.name.removesuffix(".faiss").partition("~")[2] or 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One staged part of a load: `<name>~<when>.parquet`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What the part is called."""
+        return self.path.name.removesuffix(_PART).rpartition("~")[0]
+
+    @property
+    def when(self) -> int:
+        """Its place in the order in which parts were staged."""
+        return int(self.path.name.removesuffix(_PART).rpartition("~")[2])
+
+
+class CollectionFolder:
+    """One collection's folder. Reading changes nothing; what changes something says `Under changing`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hidden = path / LOADING
+
+    def manifest(self) -> Manifest | None:
+        """Return what the collection is now, None where there is none."""
+        return self._manifest(self.path) or self._manifest(self.hidden)
+
+    def parts(self) -> list[Part]:
+        """Return the staged parts, oldest first; of each the newest file."""
+        found = [Part(path) for path in self.hidden.glob(f"[!.]*~*{_PART}")]
+        newest = {part.name: part for part in sorted(found, key=lambda part: part.when)}
+        return sorted(newest.values(), key=lambda part: part.when)
+
+    def _manifest(self, folder: Path) -> Manifest | None:
+        path = folder / MANIFEST
+        try:
+            manifest = Manifest.model_validate_json(path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise StoreRefusedError(
+                f"{path} is damaged, of a later version, or no collection of this tool's for FAISS: restore it",
+                file=str(path),
+            ) from error
+        for info in (manifest.index, manifest.records):
+            if info is not None and (
+                info.name[:1] in ("", ".") or not {"/", "\\", "\0"}.isdisjoint(info.name)
+            ):
+                raise StoreRefusedError(f"{path}: {info.name!r} isn't a file of this folder", file=info.name)
+        if manifest.format != _FORMAT:
+            raise StoreRefusedError(
+                f"{path}: expected format {_FORMAT}, found {manifest.format}; read it with a later version"
+            )
+        return manifest
+
+    # ── changing ─────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Keep other writers out; the folder must be there."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def create(self, schema: CollectionSchema) -> None:
+        """Begin a collection: it is loading, and holds nothing. Under `changing`."""
+        self._remove_strays(None)
+        self.hidden.mkdir(exist_ok=True)
+        _sync(self.path)
+        _write_text(self.hidden / MANIFEST, Manifest(schema=schema).text())
+
+    def drop(self) -> None:
+        """Remove the collection, and of the folder nothing that isn't of it. Under `changing`."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        self._remove_strays(None)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    @contextmanager
+    def writing_part(self, schema: CollectionSchema) -> Iterator[tuple[Path, TableWriter]]:
+        """Give the hidden file of a part and its writer; it is gone when the context fails."""
+        self.hidden.mkdir(exist_ok=True)
+        path = self.hidden / f".{secrets.token_hex(8)}{_TEMPORARY}"
+        try:
+            with TableWriter(path, batches.arrow_schema(schema), compressed=False) as writer:
+                yield path, writer
+            _sync(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def stage(self, written: Path, name: str) -> None:
+        """Make a hidden file the newest of a part. Under `changing`."""
+        older = [part for part in self.parts() if part.name == name]
+        when = max((part.when for part in self.parts()), default=0) + 1
+        written.rename(self.hidden / f"{name}~{when:08d}{_PART}")
+        _sync(self.hidden)
+        for part in older:
+            part.path.unlink()
+
+    def finish(self, manifest: Manifest, *, override: str | None) -> None:
+        """Publish what was loaded; nothing where that is done. Under `changing`."""
+        if manifest.index is None:
+            tables = [ParquetTable(part.path) for part in self.parts()]
+            self.publish(manifest, lambda: _latest(tables, manifest.description), override=override)
+        published = self._manifest(self.path)
+        assert published is not None
+        self._remove_strays(published)
+
+    def publish(self, manifest: Manifest, records: Batches, *, override: str | None) -> None:
+        """Write index and records anew, and make them the collection in one step. Under `changing`.
+
+        Parameters
+        ----------
+        records
+            Gives all records, in the order of their numbers, every time that it is called; batches that have
+            no column `number` are new ones.
+        """
+        suffix = f"~{manifest.generation + 1}" if manifest.generation else ""
+        names = f"index{suffix}.faiss", f"records{suffix}{_PART}"
+        temporary = [self.path / f".{name}{_TEMPORARY}" for name in names]
+        try:
+            made = _write(manifest, records, *temporary, override=override)
+            for hidden, name in zip(temporary, names, strict=True):
+                _sync(hidden)
+                hidden.rename(self.path / name)
+        finally:
+            for hidden in temporary:
+                hidden.unlink(missing_ok=True)
+        infos = [FileInfo(name=name, bytes=(self.path / name).stat().st_size) for name in names]
+        published = made.model_copy(update={"index": infos[0], "records": infos[1]})
+        _sync(self.path)
+        _write_text(self.path / MANIFEST, published.text())
+        self._remove_strays(published)
+
+    def _remove_strays(self, kept: Manifest | None) -> None:
+        """Remove what writers left that were killed, and what a newer generation replaced."""
+        names = {info.name for info in (kept.index, kept.records) if info} if kept else set()
+        for pattern in (f".*{_TEMPORARY}", "index*.faiss", f"records*{_PART}"):
+            for path in self.path.glob(pattern):
+                if path.name not in names:
+                    path.unlink()
+        shutil.rmtree(self.hidden, ignore_errors=True)
+
+
+def part_name(prefix: str, name: str) -> str:
+    """Return the part for a name of any characters."""
+    return f"{prefix}-{quote(name, safe='').replace('~', '%7E')}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(8)}{_TEMPORARY}")
+    try:
+        temporary.write_text(text, "utf-8")
+        _sync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+# ── building ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write(
+    manifest: Manifest, records: Batches, index_path: Path, records_path: Path, *, override: str | None
+) -> Manifest:
+    """Write both files and return the manifest but for their names."""
+    schema = manifest.description
+    (field,) = schema.vectors
+    shape = build.Shape()
+    for batch in records():
+        shape.add(_matrix(batch), field.metric)
+    settings = build.choose(field, shape, override)
+    normalised = build.is_normalised(field, shape)
+    sample = _sample(records, build.sample_rows(settings, shape.count), normalised=normalised)
+    index = build.new_index(field, settings, sample)
+    writer = _RecordsWriter(manifest.next_number, keeps_vectors=normalised)
+
+    def vectors() -> Iterator[npt.NDArray[Any]]:
+        for batch in records():
+            writer.write(table, batch)
+            matrix = _matrix(batch)
+            yield build.normalised(matrix) if normalised else matrix
+
+    with TableWriter(records_path, writer.columns(field)) as table:
+        build.write_index(index, vectors(), index_path)
+    if index.ntotal != table.count or table.count != shape.count:
+        raise StoreRefusedError(
+            f"{index_path}: {shape.count:,} records were read, {table.count:,} written and {index.ntotal:,} "
+            "vectors indexed: the files changed meanwhile",
+            expected=shape.count,
+            found=index.ntotal,
+        )
+    described = schema.model_copy(update={"vectors": (field.model_copy(update={"index": settings}),)})
+    return Manifest(
+        schema=described, count=table.count, next_number=writer.next_number, normalised=normalised
+    )
+
+
+class _RecordsWriter:
+    """Numbers records, and takes from them the columns that are kept beside the index."""
+
+    def __init__(self, next_number: int, *, keeps_vectors: bool) -> None:
+        self.next_number = next_number
+        self._keeps_vectors = keeps_vectors
+
+    def columns(self, field: VectorField) -> pa.Schema:
+        """Return the columns of the file."""
+        fields = [pa.field(NUMBER, pa.int64()), *(pa.field(name, pa.string()) for name in _TEXTS)]
+        vector = [pa.field(batches.VECTOR, batches.vector_type(field))] if self._keeps_vectors else []
+        return pa.schema([*fields, *vector])
+
+    def write(self, table: TableWriter, batch: pa.RecordBatch) -> None:
+        """Write a batch."""
+        if NUMBER not in batch.schema.names:
+            numbers = np.arange(self.next_number, self.next_number + batch.num_rows)
+            self.next_number += batch.num_rows
+            batch = batch.append_column(NUMBER, pa.array(numbers, pa.int64()))
+        names = [NUMBER, *_TEXTS, *([batches.VECTOR] if self._keeps_vectors else [])]
+        table.write(batch.select(names))
+
+
+def _matrix(batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    return batches.dense_matrix(batch.column(batches.VECTOR))
+
+
+def _sample(records: Batches, rows: npt.NDArray[np.int64], *, normalised: bool) -> npt.NDArray[Any]:
+    found, at = [np.empty((0, 0), np.float32)], 0
+    for batch in records() if len(rows) else ():
+        inside = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + batch.num_rows)] - at
+        found.append(np.array(_matrix(batch)[inside]))
+        at += batch.num_rows
+    sample = np.concatenate(found[1:]) if len(found) > 1 else found[0]
+    return build.normalised(sample) if normalised else sample
+
+
+def _latest(tables: list[ParquetTable], schema: CollectionSchema) -> Iterator[pa.RecordBatch]:
+    """Yield all records of some parts; of those with one id the last."""
+    keep = last_of_each_id(tables)
+    columns, at = batches.arrow_schema(schema).names, 0
+    for table in tables:
+        for batch in whole(table, columns):
+            kept = keep[at : at + batch.num_rows]
+            at += batch.num_rows
+            found = batch if kept.all() else batch.filter(pa.array(kept))
+            if found.num_rows:
+                yield found
+
+
+def last_of_each_id(tables: Iterable[ParquetTable]) -> npt.NDArray[np.bool_]:
+    """Return bool[n_rows] over the rows of all tables: those after which their id doesn't come again."""
+    names = [batches.ID, batches.ID_TYPE]
+    hashes = [batches.id_hashes(batch) for table in tables for batch in whole(table, names)]
+    if not hashes:
+        return np.empty(0, np.bool_)
+    backwards = np.concatenate(hashes)[::-1]
+    keep = np.zeros(len(backwards), np.bool_)
+    keep[np.unique(backwards, return_index=True)[1]] = True
+    return keep[::-1]

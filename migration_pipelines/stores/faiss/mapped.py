@@ -1,0 +1,134 @@
+"""What lies where in those FAISS index files whose vectors lie there in one piece, to map them into memory.
+
+FAISS reads a flat or a graph index whole. Its file is simple, though, and has been the same for years: a header,
+what is special to the kind of index, and the vectors as one array of float32. Reading that array where it
+lies takes no memory, needs no driver, and can't end the process, as FAISS's own mapping of such an array
+does on a file that was cut. A file that doesn't add up is left to FAISS to judge.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+# faiss/impl/index_write.cpp: the first four bytes name the kind.
+FLAT = frozenset({b"IxF2", b"IxFI", b"IxFl"})
+ID_MAPS = frozenset({b"IxMp", b"IxM2"})
+_GRAPH_OF_FLAT = b"IHNf"
+# kind, dimensions, count, two numbers without a meaning, whether trained, metric; little-endian, packed.
+_HEADER = struct.Struct("<4siqqq?i")
+_LENGTH = struct.Struct("<Q")
+# efConstruction, efSearch and a number without a meaning end what is special to a graph.
+_GRAPH_END = struct.Struct("<iii")
+# Metrics above this one carry an argument, a float, at the end of the header.
+_LAST_PLAIN_METRIC = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the vectors are; all offsets in bytes.
+
+    `labels_at` is where the ids of an ID map begin, None where a vector's id is its position.
+    """
+
+    dimensions: int
+    count: int
+    metric: int
+    vectors_at: int
+    labels_at: int | None = None
+    index: Mapping[str, Any] = field(default_factory=lambda: {"type": "flat"})
+
+
+@dataclass(frozen=True)
+class _Header:
+    kind: bytes
+    dimensions: int
+    count: int
+    metric: int
+    end: int
+
+
+def find_layout(path: Path) -> Layout | None:
+    """Return where the vectors of a file lie, None where they don't lie in one piece or don't add up."""
+    with path.open("rb") as file:
+        try:
+            return _find(file, 0, path.stat().st_size)
+        except (struct.error, ValueError, OverflowError):
+            return None
+
+
+def map_vectors(path: Path, layout: Layout) -> npt.NDArray[np.float32]:
+    """Return float32[count, dimensions] over the file, read-only."""
+    shape = (layout.count, layout.dimensions)
+    if not layout.count:
+        return np.empty(shape, np.float32)
+    return np.memmap(path, "<f4", "r", layout.vectors_at, shape)
+
+
+def read_labels(path: Path, layout: Layout) -> npt.NDArray[np.int64] | None:
+    """Return int64[count], the id of each vector, None where it is the position."""
+    if layout.labels_at is None:
+        return None
+    return np.fromfile(path, "<i8", layout.count, offset=layout.labels_at)
+
+
+def _find(file: BinaryIO, start: int, end: int) -> Layout | None:
+    """Return where the vectors of the index lie that fills the file from `start` to `end`."""
+    header = _header_at(file, start)
+    if header.kind in FLAT:
+        return _flat(file, header, end)
+    if header.kind in ID_MAPS:
+        labels = end - 8 * header.count
+        inner = _find(file, header.end, labels - _LENGTH.size)
+        if inner is None or inner.labels_at is not None or inner.count != header.count:
+            return None
+        return replace(inner, labels_at=labels) if _length_at(file, labels - 8) == header.count else None
+    if header.kind == _GRAPH_OF_FLAT:
+        storage = end - (header.end - start) - _LENGTH.size - 4 * header.count * header.dimensions
+        inner = _find(file, storage, end) if storage > header.end else None
+        if inner is None or (inner.count, inner.dimensions) != (header.count, header.dimensions):
+            return None
+        return replace(inner, index=_graph(file, header.end, storage))
+    return None
+
+
+def _flat(file: BinaryIO, header: _Header, end: int) -> Layout | None:
+    numbers = header.count * header.dimensions
+    vectors = header.end + _LENGTH.size
+    if _length_at(file, header.end) != numbers or vectors + 4 * numbers != end:
+        return None
+    return Layout(header.dimensions, header.count, header.metric, vectors)
+
+
+def _graph(file: BinaryIO, start: int, end: int) -> dict[str, Any]:
+    """Return the settings of a graph in the field's common words."""
+    after_levels = start + _LENGTH.size + 8 * _length_at(file, start)
+    found: dict[str, Any] = {"type": "hnsw"}
+    if _length_at(file, after_levels) >= 2:
+        file.seek(after_levels + _LENGTH.size)
+        _, on_first_level = struct.unpack("<ii", file.read(8))
+        found["m"] = on_first_level // 2
+    file.seek(end - _GRAPH_END.size)
+    found["ef_construction"] = _GRAPH_END.unpack(file.read(_GRAPH_END.size))[0]
+    return found
+
+
+def _header_at(file: BinaryIO, start: int) -> _Header:
+    file.seek(start)
+    kind, dimensions, count, _, _, _, metric = _HEADER.unpack(file.read(_HEADER.size))
+    if dimensions <= 0 or count < 0:
+        raise ValueError("no header")
+    end = start + _HEADER.size + (4 if metric > _LAST_PLAIN_METRIC else 0)
+    return _Header(kind, dimensions, count, metric, end)
+
+
+def _length_at(file: BinaryIO, offset: int) -> int:
+    file.seek(offset)
+    length: int = _LENGTH.unpack(file.read(_LENGTH.size))[0]
+    return length

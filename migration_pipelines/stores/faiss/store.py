@@ -1,0 +1,634 @@
+"""FaissStore: collections in index files of FAISS, with their records beside them.
+
+Addresses: `faiss:./folder#docs` is a collection of this tool's own in a folder (`collection.py` tells how it is
+laid out), or the index `docs.faiss` of another tool in it; `faiss:./docs.faiss#docs` is an index file
+itself. Beside an index of another tool stand its records: LangChain's `docs.pkl`, Haystack's `docs.json` with a
+SQLite database, `docs.jsonl` or `docs.parquet`; without any, a record is FAISS's id and the vector. Such files
+are read and never changed. `?sidecar=` names the file of the records, or `none`.
+
+Which index a collection gets, and how the vectors of cosine similarity are kept, is told in `build.py`;
+`?index=flat`, `hnsw` or `ivf` chooses. FAISS builds an index in memory: 4 bytes a number of all vectors are needed
+to write a collection, and to change one that is finished. Reading maps flat and graph indexes and inverted
+lists into memory. The other kinds hold codes in place of vectors: they are read decoded, and
+`describe().options["approximate_vectors"]` says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from pydantic import PrivateAttr, field_validator
+
+from migration_pipelines import batch as batches
+from migration_pipelines import filters
+from migration_pipelines.distances import nearest
+from migration_pipelines.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    ConfigurationError,
+    DiskFullError,
+    IncompleteError,
+    MigrationError,
+    RecordRejectedError,
+    StoreRefusedError,
+    UnsupportedOperationError,
+)
+from migration_pipelines.filters import Filter
+from migration_pipelines.model import (
+    Capabilities,
+    CollectionSchema,
+    DType,
+    IdKind,
+    Metric,
+    Span,
+    ValueKind,
+    VectorKind,
+)
+from migration_pipelines.store import Address, Store
+from migration_pipelines.stores.faiss.build import KINDS
+from migration_pipelines.stores.faiss.collection import (
+    LOADING,
+    MANIFEST,
+    CollectionFolder,
+    FileInfo,
+    Manifest,
+    last_of_each_id,
+    part_name,
+)
+from migration_pipelines.stores.faiss.foreign import SUFFIXES, ForeignIndex, find_indexes
+from migration_pipelines.stores.faiss.index import open_index
+from migration_pipelines.stores.faiss.opened import Opened, replacing, unsearchable, without
+from migration_pipelines.stores.faiss.table import NUMBER, ParquetTable, TableWriter, whole
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SCANNED_RECORDS = 8192
+_KEPT_OPEN = 8
+_T = TypeVar("_T")
+
+
+class FaissStore(Store):
+    """Index files in a folder, or one index file.
+
+    `fingerprint` misses a change only where size and time of change of every file stay the same.
+
+    Parameters
+    ----------
+    path
+        The folder of the collections, or one index file of another tool.
+    index
+        The kind of index that new collections get, in place of the one chosen by their size.
+    sidecar
+        The file beside an index of another tool that holds its records; `none` to read the vectors alone.
+    """
+
+    kind: ClassVar[str] = "faiss"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        id_kinds=frozenset(IdKind),
+        mixed_ids=True,
+        max_id_bytes=None,
+        empty_ids=True,
+        id_text_refuses="",
+        vector_kinds=frozenset({VectorKind.DENSE}),
+        dtypes=frozenset({DType.FLOAT32, DType.BIT}),
+        max_dimensions=None,
+        named_vectors=False,
+        missing_vectors=False,
+        non_finite_vectors=False,
+        metrics=frozenset({Metric.EUCLIDEAN, Metric.DOT, Metric.COSINE, Metric.MANHATTAN, Metric.HAMMING}),
+        documents=True,
+        document_refuses="",
+        value_kinds=frozenset(ValueKind),
+        no_metadata=True,
+        namespaces=False,
+        deletes=True,
+        aliases=False,
+        stable_scan=True,
+        conditional_write=False,
+        filter_operators=filters.OPERATORS,
+        max_batch_records=None,
+        max_batch_bytes=None,
+        round_trip={},
+    )
+
+    path: Path = Path()
+    index: Literal["flat", "hnsw", "ivf"] | None = None
+    sidecar: str | None = None
+
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _open: OrderedDict[str, tuple[Any, Any]] = PrivateAttr(default_factory=OrderedDict)
+
+    @field_validator("path")
+    @classmethod
+    def _usable_path(cls, path: Path) -> Path:
+        if "://" in str(path) or ":/" in str(path) or not set("#?\0").isdisjoint(str(path)):
+            raise ConfigurationError(
+                f"faiss: {str(path)!r} isn't a local folder or file, or has a #, ? or NUL in it, which no address "
+                "can hold"
+            )
+        return path
+
+    # ── identity ─────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def from_address(cls, address: Address) -> tuple[Self, str | None]:
+        """Return the store and the collection.
+
+        `faiss:./docs` is the collection in that folder, or the only index file in it; with a slash at the end
+        it is the folder of collections, unless it is a collection itself.
+        """
+        options: dict[str, Any] = dict(address.query)
+        if options.keys() - {"index", "sidecar"} or options.get("index", "flat") not in KINDS:
+            raise ConfigurationError(
+                f"{address}: expected none but the options index={'|'.join(KINDS)} and sidecar=… after the ?"
+            )
+        path = Path(address.path).expanduser()
+        store = cls(path=path, **options)
+        if address.collection or path.is_file():
+            return store, address.collection or path.stem
+        if path.suffix in SUFFIXES and not path.is_dir():
+            return store, path.stem
+        if not path.is_dir() or CollectionFolder(path).manifest() is not None:
+            if address.path.endswith("/") and not path.is_dir():
+                return store, None
+            whole_path = path if path.name else path.resolve()
+            return cls(path=whole_path.parent, **options), whole_path.name or None
+        names = store.list_collections() if not address.path.endswith("/") else []
+        return store, names[0] if len(names) == 1 else None
+
+    def address(self, collection: str | None = None) -> str:
+        """Return the address of the folder or of a collection in it."""
+        asked = {"index": self.index, "sidecar": self.sidecar}
+        query = {name: value for name, value in asked.items() if value is not None}
+        path = f"{self.path}/" if collection is None and not self._is_file else str(self.path)
+        return str(Address(kind=self.kind, path=path, collection=collection, query=query))
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    def list_collections(self) -> list[str]:
+        """Return the names of the collections and index files, sorted, those being loaded included."""
+        with self.translating():
+            if self._is_file:
+                return [self.path.stem] if self.path.is_file() else []
+            try:
+                folders = [path.name for path in self.path.iterdir() if path.is_dir()]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            own = {name for name in folders if name != LOADING and self._folder(name).manifest()}
+            return sorted(own | find_indexes(self.path).keys())
+
+    def describe(self, collection: str) -> CollectionSchema:
+        """Return what the collection is made of; `options` has `finished: False` while it is being loaded.
+
+        Of another tool's index `options` has `layout`, what stands beside it; `approximate_vectors`, why its
+        vectors aren't those that were put in; `faiss_metric`, FAISS's number of a metric without a name here.
+        """
+        found = self._manifest(collection)
+        if found is None:
+            return self._opened(collection).schema
+        schema = found.description.model_copy(update={"name": collection})
+        if found.index is None:
+            return schema.model_copy(update={"options": {**schema.options, "finished": False}})
+        return schema
+
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        """Return the exact number of records."""
+        manifest = self._manifest(collection)
+        if manifest is not None and manifest.index is None:
+            with self.translating(collection):
+                return int(last_of_each_id(self._parts(collection)).sum())
+        opened = self._opened(collection)
+        if where is None:
+            return opened.count
+        with self.translating(collection):
+            found = opened.batches(0, opened.count, _SCANNED_RECORDS, vectors=False)
+            return sum(filters.mask(where, batch).true_count for batch in found)
+
+    def split(
+        self, collection: str, *, span_records: int, where: Filter | None = None
+    ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
+        """Yield spans that are ranges of the records' lasting numbers."""
+        del where  # to count by it would be to read everything
+        opened = self._opened(collection)
+        for start in range(0, opened.count, span_records):
+            stop = min(opened.count, start + span_records)
+            bounds = {"first": opened.number_of(start), "last": opened.number_of(stop - 1)}
+            yield Span(bounds=bounds, records=stop - start), None
+
+    def scan(
+        self,
+        collection: str,
+        span: Span,
+        *,
+        ids: pa.RecordBatch | None = None,
+        batch_records: int,
+        where: Filter | None = None,
+        vectors: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the records of a span that are still there."""
+        del ids  # the bounds say everything
+        opened = self._opened(collection)
+        with self.translating(collection):
+            start, stop = opened.rows_between(int(span.bounds["first"]), int(span.bounds["last"]) + 1)
+            for batch in opened.batches(start, stop, batch_records, vectors=vectors):
+                kept = batch if where is None else batch.filter(filters.mask(where, batch))
+                if kept.num_rows:
+                    yield kept
+
+    def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
+        """Return the records of these ids; ids that aren't there are left out."""
+        manifest = self._manifest(collection)
+        if manifest is None or manifest.index is not None:
+            opened = self._opened(collection)
+            with self.translating(collection):
+                return opened.fetch(ids, vectors=vectors)
+        with self.translating(collection):
+            return _fetch_staged(self._parts(collection), manifest.description, ids, vectors=vectors)
+
+    def fingerprint(self, collection: str) -> str:
+        """Return a digest of the files' names, sizes and times of change."""
+        self._opened(collection)
+        with self.translating(collection):
+            return xxhash.xxh3_128_hexdigest(json.dumps(self._version(collection)).encode())
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def create(self, schema: CollectionSchema) -> None:
+        """Begin a collection; until `finish_load` it is a target and no source."""
+        where = self.address(schema.name)
+        self._check_holdable(schema, where)
+        with self.translating(schema.name):
+            folder = self._folder(schema.name)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with folder.changing():
+                if folder.manifest() is not None or schema.name in find_indexes(self.path):
+                    raise CollectionExistsError(
+                        f"{where} is there already; choose another name or drop it",
+                        store=self.kind,
+                        collection=schema.name,
+                    )
+                folder.create(schema)
+
+    def drop(self, collection: str) -> None:
+        """Remove a collection's files, and the folder where nothing else is in it."""
+        with self._changing(collection) as (folder, _):
+            folder.drop()
+
+    def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
+        """Write whole records, each replacing what was under its id, all or none of them.
+
+        Of a finished collection both files are written again and the index is built anew: for many records
+        `load_part` is the way.
+        """
+        with self._changing(collection) as (folder, manifest):
+            batch = self._checked(collection, batch, manifest.description)
+            if manifest.index is None:
+                with folder.writing_part(manifest.description) as (path, writer):
+                    writer.write(batch)
+                folder.stage(path, part_name("more", secrets.token_hex(8)))
+            else:
+                self._merge(folder, manifest, batch)
+
+    def delete(self, collection: str, ids: pa.RecordBatch) -> None:
+        """Remove these ids; those that aren't there are no error."""
+        with self._changing(collection) as (folder, manifest):
+            if manifest.index is not None:
+                opened = self._open_published(folder, manifest)
+                if len(opened.records.find(ids)):
+                    kept = lambda: (without(batch, ids) for batch in _numbered(opened))  # noqa: E731
+                    folder.publish(manifest, kept, override=self.index)
+                return
+            for part in folder.parts():
+                table = ParquetTable(part.path)
+                if len(table.find(ids)):
+                    with folder.writing_part(manifest.description) as (path, writer):
+                        for batch in whole(table, table.schema.names):
+                            writer.write(without(batch, ids))
+                    path.rename(part.path)
+
+    @contextmanager
+    def load_part(self, collection: str, part: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
+        """Write one partition's file, as a whole in the place of the one before.
+
+        In a finished collection it is published at once.
+        """
+        with self._changing(collection) as (folder, manifest):
+            schema = manifest.description
+        with folder.writing_part(schema) as (path, writer):
+            yield self._part_writer(collection, schema, writer)
+        try:
+            with self._changing(collection) as (folder, manifest):
+                if manifest.index is None:
+                    folder.stage(path, part_name("part", part))
+                    return
+                table = ParquetTable(path)
+                found = list(whole(table, table.schema.names))
+                if found:
+                    last = pa.array(last_of_each_id([table]))
+                    self._merge(folder, manifest, pa.concat_batches(found).filter(last))
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _part_writer(
+        self, collection: str, schema: CollectionSchema, writer: TableWriter
+    ) -> Callable[[pa.RecordBatch], None]:
+        def write(batch: pa.RecordBatch) -> None:
+            with self.translating(collection):
+                writer.write(self._checked(collection, batch, schema))
+
+        return write
+
+    def begin_load(self, collection: str) -> None:
+        """Check that the collection is there; it is ready to be loaded from `create` on."""
+        with self._changing(collection):
+            pass
+
+    def finish_load(self, collection: str) -> None:
+        """Build the index from the parts of a first load, and publish the collection in one step."""
+        with self._changing(collection) as (folder, manifest):
+            folder.finish(manifest, override=self.index)
+
+    # ── search ───────────────────────────────────────────────────────────────────────────────────────
+
+    def search(
+        self, collection: str, vector: Any, *, limit: int, name: str = "", where: Filter | None = None
+    ) -> list[tuple[Any, float]]:
+        """Return the nearest `(id, distance)` through the index; with a filter by reading every record."""
+        opened = self._opened(collection)
+        address = self.address(collection)
+        if name:
+            raise unsearchable(address, name)
+        with self.translating(collection):
+            if where is None:
+                return opened.search(vector, limit, address)
+            found = opened.batches(0, opened.count, _SCANNED_RECORDS, vectors=True)
+            kept = (batch.filter(filters.mask(where, batch)) for batch in found)
+            return nearest(kept, vector, opened.schema, name=name, limit=limit, where=address)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def close(self) -> None:
+        """Let go of the files that are kept open."""
+        with self._lock:
+            self._open.clear()
+
+    def translate(self, error: Exception, collection: str | None = None) -> MigrationError:
+        """Return the error for what the file system, pyarrow or FAISS raised."""
+        where = self.address(collection)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return DiskFullError(
+                f"{where}: no room is left to write ({error.strerror}); what was written before is whole: "
+                "make room and run again",
+                store=self.kind,
+                collection=collection,
+            )
+        return StoreRefusedError(f"{where}: {type(error).__name__}: {error}", store=self.kind)
+
+    # ── inside: which collection ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def _is_file(self) -> bool:
+        return self.path.is_file() or (self.path.suffix in SUFFIXES and not self.path.is_dir())
+
+    def _folder(self, collection: str) -> CollectionFolder:
+        if self._is_file:
+            raise UnsupportedOperationError(
+                f"{self.address(collection)} is one index file, which is only read; name a folder and a "
+                "collection to write to, such as faiss:./folder#docs",
+                store=self.kind,
+            )
+        if collection in ("", ".", "..", LOADING) or not set("/\\\0").isdisjoint(collection):
+            raise ConfigurationError(
+                f"faiss: {collection!r} can't be the name of a collection here: expected a folder's name "
+                "without / \\ or NUL",
+                collection=collection,
+            )
+        return CollectionFolder(self.path / collection)
+
+    def _foreign(self, collection: str) -> ForeignIndex | None:
+        if self._is_file:
+            return ForeignIndex(self.path, self.sidecar, is_named=True) if self.path.is_file() else None
+        path = find_indexes(self.path).get(collection)
+        if path is None and "/" not in collection and (self.path / collection).is_file():
+            path = self.path / collection
+        return None if path is None else ForeignIndex(path, self.sidecar)
+
+    def _manifest(self, collection: str) -> Manifest | None:
+        """Return what a collection of our own is now, None of another tool's.
+
+        Raises
+        ------
+        CollectionNotFoundError
+        """
+        with self.translating(collection):
+            found = None if self._is_file else self._folder(collection).manifest()
+            if found is None and self._foreign(collection) is None:
+                raise CollectionNotFoundError(
+                    f"{self.address(collection)} isn't there: a collection or an index file was expected; "
+                    f"there are: {', '.join(self.list_collections()) or 'none'}",
+                    store=self.kind,
+                    collection=collection,
+                )
+            return found
+
+    def _version(self, collection: str) -> list[Any]:
+        """Return what changes when the collection does: its files' names, sizes and times of change."""
+        manifest = self._manifest(collection)
+        if manifest is None:
+            foreign = self._foreign(collection)
+            files = [] if foreign is None else foreign.files()
+        else:
+            folder = self._folder(collection).path
+            infos = [info for info in (manifest.index, manifest.records) if info is not None]
+            files = [folder / MANIFEST, *(folder / info.name for info in infos)]
+        status = [(path.name, path.stat()) for path in files]
+        return [[name, found.st_size, found.st_mtime_ns, found.st_ino] for name, found in status]
+
+    def _opened(self, collection: str) -> Opened:
+        """Return the collection opened, again where it changed; a writer's replacing files does no harm."""
+        while True:
+            manifest = self._manifest(collection)
+            if manifest is not None and manifest.index is None:
+                raise IncompleteError(
+                    f"{self.address(collection)}: the load into it was never finished, so it can't be read as a "
+                    "source; finish that migration, or drop the collection",
+                    store=self.kind,
+                    collection=collection,
+                )
+            with self.translating(collection):
+                try:
+                    version = self._version(collection)
+                    return self._kept_open(collection, version, lambda: self._open_now(collection))
+                except FileNotFoundError as error:
+                    if self._manifest(collection) == manifest:
+                        raise StoreRefusedError(
+                            f"{self.address(collection)}: the file {error.filename} is gone; restore it, for "
+                            "nothing of a collection is skipped",
+                            store=self.kind,
+                            collection=collection,
+                        ) from error
+
+    def _kept_open(self, key: str, version: Any, make: Callable[[], _T]) -> _T:
+        with self._lock:
+            known = self._open.get(key)
+            if known is None or known[0] != version:
+                known = self._open[key] = (version, make())
+            self._open.move_to_end(key)
+            while len(self._open) > _KEPT_OPEN:
+                self._open.popitem(last=False)
+            found: _T = known[1]
+            return found
+
+    def _open_now(self, collection: str) -> Opened:
+        manifest = self._manifest(collection)
+        if manifest is not None:
+            return self._open_published(self._folder(collection), manifest, name=collection)
+        foreign = self._foreign(collection)
+        assert foreign is not None
+        return foreign.open(collection)
+
+    def _open_published(self, folder: CollectionFolder, manifest: Manifest, *, name: str = "") -> Opened:
+        assert manifest.index is not None
+        assert manifest.records is not None
+        for info in (manifest.index, manifest.records):
+            _check_size(folder.path / info.name, info)
+        table = ParquetTable(folder.path / manifest.records.name)
+        found = open_index(folder.path / manifest.index.name, by_label=True)
+        if not table.count == found.count == manifest.count:
+            raise StoreRefusedError(
+                f"{folder.path}: {MANIFEST} counts {manifest.count:,} records, the index holds {found.count:,} "
+                f"vectors, {manifest.records.name} {table.count:,} records: restore the folder whole",
+                expected=manifest.count,
+                found=(found.count, table.count),
+            )
+        schema = manifest.description
+        return Opened(
+            # The folder may have been renamed since: its name now is the collection's.
+            schema=schema.model_copy(update={"name": name or schema.name}),
+            records=table,
+            index=found,
+            numbers=table.numbers,
+            normalised=manifest.normalised,
+        )
+
+    def _parts(self, collection: str) -> list[ParquetTable]:
+        """Return the staged parts of a collection that is loading, oldest first."""
+        found = []
+        for part in self._folder(collection).parts():
+            status = part.path.stat()
+            version = (status.st_size, status.st_mtime_ns, status.st_ino)
+            found.append(self._kept_open(str(part.path), version, lambda path=part.path: ParquetTable(path)))
+        return found
+
+    # ── inside: changing ─────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _changing(self, collection: str) -> Iterator[tuple[CollectionFolder, Manifest]]:
+        """Give the collection to the one writer that may change it now."""
+        if self._manifest(collection) is None:
+            raise UnsupportedOperationError(
+                f"{self.address(collection)} was written by another tool, and such files are never changed; "
+                "choose another target",
+                store=self.kind,
+                collection=collection,
+            )
+        folder = self._folder(collection)
+        with self.translating(collection), folder.changing():
+            manifest = self._manifest(collection)
+            assert manifest is not None
+            yield folder, manifest
+
+    def _merge(self, folder: CollectionFolder, manifest: Manifest, new: pa.RecordBatch) -> None:
+        """Publish a finished collection with some records put in; those that are there keep their places."""
+        opened = self._open_published(folder, manifest)
+        rows = opened.records.find(new)
+        fresh = new
+        if len(rows):
+            held = opened.records.take([batches.ID, batches.ID_TYPE], rows)
+            fresh = new.filter(pc.invert(batches.is_among(new, held)))
+
+        def records() -> Iterator[pa.RecordBatch]:
+            for batch in _numbered(opened):
+                numbers = batch.column(NUMBER)
+                plain = batch.select([name for name in batch.schema.names if name != NUMBER])
+                yield (replacing(plain, new) if len(rows) else plain).append_column(NUMBER, numbers)
+            if fresh.num_rows:
+                yield fresh
+
+        folder.publish(manifest, records, override=self.index)
+
+    def _checked(self, collection: str, batch: pa.RecordBatch, schema: CollectionSchema) -> pa.RecordBatch:
+        where = self.address(collection)
+        batch = batches.conform(batch, schema, where=where)
+        column = batch.column(batches.VECTOR)
+        bad = np.asarray(column.is_null()) | batches.non_finite_rows(column)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise RecordRejectedError(
+                f"{where}: {int(bad.sum())} of {batch.num_rows} records have no vector, or one that holds NaN or an "
+                f"infinity, which no index can be searched by; the first is {batch.column(batches.ID)[row]}",
+                store=self.kind,
+                collection=collection,
+            )
+        return batch
+
+    def _check_holdable(self, schema: CollectionSchema, where: str) -> None:
+        field = schema.vectors[0] if len(schema.vectors) == 1 else None
+        if field is None or field.name or field.kind is not VectorKind.DENSE or schema.has_namespaces:
+            raise UnsupportedOperationError(
+                f"{where}: FAISS holds one dense vector a record, without a name, and no namespaces",
+                store=self.kind,
+            )
+        is_bits = field.dtype is DType.BIT
+        if is_bits != (field.metric is Metric.HAMMING) or (is_bits and (field.dimensions or 0) % 8):
+            raise UnsupportedOperationError(
+                f"{where}: FAISS compares bits, a multiple of 8 of them, by hamming distance, and numbers by any "
+                f"other; found {field.dimensions} dimensions of {field.dtype} by {field.metric}",
+                store=self.kind,
+            )
+
+
+def _check_size(path: Path, info: FileInfo) -> None:
+    size = path.stat().st_size
+    if size != info.bytes:
+        raise StoreRefusedError(
+            f"{path} has {size:,} bytes, its manifest says {info.bytes:,}: something else changed it; restore it "
+            "or write the collection again",
+            expected=info.bytes,
+            found=size,
+        )
+
+
+def _numbered(opened: Opened) -> Iterator[pa.RecordBatch]:
+    """Yield all records with their lasting numbers."""
+    for start in range(0, opened.count, _SCANNED_RECORDS):
+        stop = min(opened.count, start + _SCANNED_RECORDS)
+        numbers = np.arange(start, stop) if opened.numbers is None else opened.numbers[start:stop]
+        yield opened.read(start, stop).append_column(NUMBER, pa.array(numbers, pa.int64()))
+
+
+def _fetch_staged(
+    tables: list[ParquetTable], schema: CollectionSchema, ids: pa.RecordBatch, *, vectors: bool
+) -> pa.RecordBatch:
+    """Return the records with these ids from staged parts, of each the newest."""
+    columns = batches.arrow_schema(schema, vectors=vectors)
+    found = [pa.RecordBatch.from_pylist([], columns)]
+    for table in reversed(tables):
+        rows = table.find(ids)
+        if len(rows):
+            found.append(table.take(columns.names, rows))
+            ids = ids.filter(pc.invert(batches.is_among(ids, found[-1])))
+        if not ids.num_rows:
+            break
+    return pa.concat_batches(found)
