@@ -29,8 +29,11 @@ from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.records import Record
 
 METRICS = {Metric.EUCLIDEAN: "L2", Metric.COSINE: "COSINE", Metric.DOT: "IP", None: "L2"}
-MANY = 1 << 20
-_RUN = "import sys; from milvus_lite.adapter.grpc.server import run_server; run_server(sys.argv[1], '127.0.0.1', int(sys.argv[2]))"
+_RUN = """
+import sys
+from milvus_lite.adapter.grpc.server import run_server
+run_server(sys.argv[1], "127.0.0.1", int(sys.argv[2]))
+"""
 _STARTS_WITHIN_SECONDS = 60
 _PAGE = 1000
 
@@ -68,9 +71,12 @@ class _Milvus(Harness):
 
     def read(self, collection: str) -> list[Record]:
         """Query everything, partition by partition."""
-        with self.uri() as uri, grpc.insecure_channel(
-            urlsplit(uri).netloc, options=[("grpc.max_receive_message_length", -1)]
-        ) as channel:
+        with (
+            self.uri() as uri,
+            grpc.insecure_channel(
+                urlsplit(uri).netloc, options=[("grpc.max_receive_message_length", -1)]
+            ) as channel,
+        ):
             stub = milvus_pb2_grpc.MilvusServiceStub(channel)
             asked = milvus_pb2.ShowPartitionsRequest(collection_name=collection)
             partitions = list(stub.ShowPartitions(asked).partition_names)
@@ -83,8 +89,8 @@ class _Milvus(Harness):
     def known_gaps(self) -> Mapping[str, str]:
         """What Milvus can't do."""
         return {
-            "test_one_id_in_several_namespaces_is_several_records": "Milvus takes a key once a collection: Milvus "
-            "Lite moves it to the partition that it was last written to",
+            "test_one_id_in_several_namespaces_is_several_records": "Milvus takes a key once a collection: "
+            "Milvus Lite moves it to the partition that it was last written to",
             "test_vectors_of_other_kinds_come_back_exactly": "sparse entries at or below 0 are refused",
         }
 
@@ -108,9 +114,7 @@ def _native_schema(client: MilvusClient, schema: CollectionSchema) -> Any:
 def _native_indexes(client: MilvusClient, schema: CollectionSchema) -> Any:
     params = client.prepare_index_params()
     for field in schema.vectors:
-        params.add_index(
-            field.name or "vector", index_type="AUTOINDEX", metric_type=METRICS[field.metric]
-        )
+        params.add_index(field.name or "vector", index_type="AUTOINDEX", metric_type=METRICS[field.metric])
     return params
 
 
@@ -139,8 +143,8 @@ def _query(stub: Any, collection: str, partition: str, *, has_many: bool) -> lis
     namespace = ("" if partition == "_default" else partition) if has_many else None
     records = []
     for row in range(len(columns["id"])):
-        text, rest = columns["document"][row], columns.get("document_rest", {})
-        tail = rest[row] if rest else None
+        text = columns["document"][row]
+        tail = columns["document_rest"][row] if "document_rest" in columns else None
         metadata = columns["metadata"][row]
         records.append(
             Record(
@@ -159,7 +163,10 @@ def _values(data: Any) -> list[Any]:
         return list(np.array(data.vectors.float_vector.data, np.float32).reshape(-1, data.vectors.dim))
     if data.type == DataType.SPARSE_FLOAT_VECTOR:
         return [
-            {"indices": list(np.frombuffer(item, "<u4")[::2]), "values": list(np.frombuffer(item, "<f4")[1::2])}
+            {
+                "indices": list(np.frombuffer(item, "<u4")[::2]),
+                "values": list(np.frombuffer(item, "<f4")[1::2]),
+            }
             for item in data.vectors.sparse_float_vector.contents
         ]
     if data.type == DataType.ARRAY:

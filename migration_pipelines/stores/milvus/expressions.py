@@ -1,15 +1,15 @@
 """Milvus's filter expressions, of which records are named by: literals of our own.
 
-pymilvus joins ids into an expression unescaped (`get` and `delete` break on a quote, a backslash or a newline,
-and say something else where an id is made for it), and Milvus Lite knows no templates.
+pymilvus joins ids into an expression unescaped (`get` and `delete` break on a quote, a backslash or a
+newline, and say something else where an id is made for it), and Milvus Lite knows no templates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-# What both grammars have: Milvus's takes the escapes of Go, Milvus Lite only these. Other characters stand for
-# themselves in both, U+0000 and tabs included.
+# What both grammars have: Milvus's takes the escapes of Go, Milvus Lite only these. Other characters stand
+# for themselves in both, U+0000 and tabs included.
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"})
 
 Key = int | str

@@ -1,7 +1,7 @@
 """Databases of Milvus Lite 2: one SQLite file, which today's Milvus Lite can't open. It is only ever read.
 
-Its tables: `collection_meta` with Milvus's own messages for schema and indexes, and one table a collection with a
-row a record: the key as text, and the record's fields as a message `1: repeated FieldData`.
+Its tables: `collection_meta` with Milvus's own messages for schema and indexes, and one table a collection
+with a row a record: the key as text, and the record's fields as a message `1: repeated FieldData`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LegacyFile:
         for journal in (Path(f"{path}-wal"), Path(f"{path}-journal")):
             if journal.exists() and journal.stat().st_size:
                 raise StoreRefusedError(
-                    f"milvus: {path} was not closed: {journal.name} lies beside it; open and close it once with "
-                    "milvus-lite 2.5"
+                    f"milvus: {path} was not closed: {journal.name} lies beside it; open and close it once "
+                    "with milvus-lite 2.5"
                 )
         self._path = path
 
@@ -84,17 +84,20 @@ class LegacyFile:
             properties={},
         )
 
-    def document_key(self, name: str) -> str | None:
+    def document_key(self, described: Described) -> str | None:
         """Return the dynamic field that is a text in every record and called as documents are.
 
-        Where there are no records, or not one of these fields in all of them, None. The file doesn't change, so
-        what is said of its records holds.
+        None where there is a field for the document, or no such text. The file doesn't change, so what is
+        said of all its records holds.
         """
         import orjson
 
+        if any(field.name in _DOCUMENT_KEYS for field in described.proto.fields):
+            return None
         candidates: set[str] | None = None
+        query = f"SELECT data FROM {_quoted(described.name)}"  # noqa: S608 - quoted
         with self._opened() as database:
-            for (blob,) in database.execute(f"SELECT data FROM {_quoted(name)}"):
+            for (blob,) in database.execute(query):
                 column = next((data for data in _fields(blob) if data.field_name == _DYNAMIC), None)
                 values = scalars(column) if column is not None else []
                 fields = orjson.loads(values[0]) if values else {}
@@ -140,7 +143,7 @@ class LegacyFile:
                 for data in _fields(blob):
                     if data.field_name in columns:
                         _append(columns[data.field_name], data)
-        _set_types(columns, found, layout)
+        _set_types(columns, found)
         return list(columns.values())
 
     def close(self) -> None:
@@ -160,13 +163,14 @@ def _fields(blob: bytes) -> Sequence[Any]:
 
 
 def _index(blob: bytes, names: Mapping[int, str]) -> tuple[str, dict[str, str]]:
-    """Return field and parameters of an index: segcore's `FieldIndexMeta`, of which pymilvus has no definition.
+    """Return field and parameters of an index: segcore's `FieldIndexMeta`, which pymilvus doesn't define.
 
     1: number of the field, 5: a parameter, key and value.
     """
     from pymilvus.grpc_gen import common_pb2
 
-    name, params = "", {}
+    name = ""
+    params: dict[str, str] = {}
     for number, value in _members(blob):
         if number == 1 and isinstance(value, int):
             name = names.get(value, "")
@@ -205,14 +209,14 @@ def _append(column: Any, one: Any) -> None:
 
     Protobuf appends what is repeated when it merges, but replaces bytes, in which some kinds of vector lie.
     """
-    slot = one.vectors.WhichOneof("data") if one.HasField("vectors") else None
+    slot = one.vectors.WhichOneof("data") or ""
     before = getattr(column.vectors, slot) if slot in _VECTORS_AS_BYTES else b""
     column.MergeFrom(one)
     if before:
         setattr(column.vectors, slot, before + getattr(one.vectors, slot))
 
 
-def _set_types(columns: dict[str, Any], found: Described, layout: Layout) -> None:
+def _set_types(columns: dict[str, Any], found: Described) -> None:
     """Give columns without a record their types, by which an empty answer is read."""
     types = {field.name: field.data_type for field in found.proto.fields} | {_DYNAMIC: 23}
     for name, column in columns.items():

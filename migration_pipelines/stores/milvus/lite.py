@@ -66,7 +66,7 @@ def acquire(path: Path) -> str:
         if uri is None:
             raise StoreRefusedError(f"milvus: Milvus Lite can't open {path}; its log says why")
         _USERS[str(path)] += 1
-        return uri.removeprefix("http://")
+        return str(uri).removeprefix("http://")
 
 
 def release(path: Path) -> None:

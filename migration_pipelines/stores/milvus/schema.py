@@ -1,8 +1,8 @@
 """What a Milvus collection is made of, and how its fields make up a record.
 
-A collection that this tool makes has the fields `id`, `document` (with `document_rest` for what is longer than
-Milvus's 65,535 bytes of a text), `metadata` (one JSON field, which comes back as it was sent) and its vectors:
-`vector`, and named ones under their names.
+A collection that this tool makes has the fields `id`, `document` (with `document_rest` for what is longer
+than Milvus's 65,535 bytes of a text), `metadata` (one JSON field, which comes back as it was sent) and its
+vectors: `vector`, and named ones under their names.
 
 Of a collection that it finds, the primary key is the id. The only vector field (of several the one called
 `vector`) is the default vector, others have their names. A text field called `document`, `text` or
@@ -20,7 +20,7 @@ from typing import Any
 
 from migration_pipelines.errors import ConfigurationError, UnsupportedOperationError
 from migration_pipelines.model import CollectionSchema, DType, IdKind, Metric, VectorField, VectorKind
-from migration_pipelines.stores.milvus.client import mapping, pairs
+from migration_pipelines.stores.milvus.client import mapping
 
 KEY, VECTOR, DOCUMENT, REST, METADATA = "id", "vector", "document", "document_rest", "metadata"
 # https://milvus.io/docs/limitations.md
@@ -35,10 +35,10 @@ METRICS = {
     "HAMMING": Metric.HAMMING,
     "JACCARD": Metric.JACCARD,
 }
-_METRIC_NAMES = {metric: name for name, metric in METRICS.items()}
+METRIC_NAMES = {metric: name for name, metric in METRICS.items()}
 _DOCUMENT_NAMES = (DOCUMENT, "text", "page_content")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-_OURS = frozenset({KEY, DOCUMENT, REST, METADATA})
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+OURS = frozenset({KEY, DOCUMENT, REST, METADATA})
 
 
 class Kind:
@@ -59,7 +59,6 @@ _DTYPES = {
     Kind.SPARSE: DType.FLOAT32,
     Kind.INT8_VECTOR: DType.INT8,
 }
-_VECTOR_KINDS = {DType.FLOAT32: Kind.FLOAT_VECTOR, DType.INT8: Kind.INT8_VECTOR, DType.BIT: Kind.BINARY}
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ class VectorColumn:
 class Layout:
     """How the fields of a collection make up a record.
 
-    `document` is a field, or where there is no such field a key of the dynamic ones. `metadata` is the one JSON
-    field that holds all metadata, `fields` are those that hold a metadata field each.
+    `document` is a field, or where there is no such field a key of the dynamic ones. `metadata` is the one
+    JSON field that holds all metadata, `fields` are those that hold a metadata field each.
     """
 
     key: Field
@@ -248,12 +247,16 @@ def _common_index(index: Mapping[str, str]) -> dict[str, Any]:
 
 
 def namespaces_of(found: Described) -> list[str] | None:
-    """Return the namespaces, "" for the default one; None where there is but one, or Milvus divides by itself."""
-    has_partition_key = any(field.is_partition_key for field in found.proto.fields)
-    if has_partition_key or set(found.partitions) <= {DEFAULT_PARTITION}:
+    """Return the namespaces, "" for the default one; None where there is no other."""
+    if divides_by_itself(found) or set(found.partitions) <= {DEFAULT_PARTITION}:
         return None
     names = (name for name in found.partitions if name != NAMESPACES_MARK)
     return sorted("" if name == DEFAULT_PARTITION else name for name in names)
+
+
+def divides_by_itself(found: Described) -> bool:
+    """Whether Milvus chooses each record's partition, by a field that is the partition key."""
+    return any(field.is_partition_key for field in found.proto.fields)
 
 
 def partition_of(namespace: str | None) -> str:
@@ -263,9 +266,7 @@ def partition_of(namespace: str | None) -> str:
 
 def accepts_namespace(name: str) -> bool:
     """Whether a partition may have this name; "" is the default one."""
-    return not name or (
-        _NAME.fullmatch(name) is not None and name not in (DEFAULT_PARTITION, NAMESPACES_MARK)
-    )
+    return not name or (NAME.fullmatch(name) is not None and name not in (DEFAULT_PARTITION, NAMESPACES_MARK))
 
 
 def schema_of(found: Described, layout: Layout, *, in_one_namespace: bool) -> CollectionSchema:
@@ -280,6 +281,7 @@ def schema_of(found: Described, layout: Layout, *, in_one_namespace: bool) -> Co
         "indexes": {name: dict(index) for name, index in found.indexes.items()},
         "properties": dict(found.properties),
         "shards": found.n_shards,
+        "one_metadata_field": layout.metadata is not None,
     }
     is_ours = layout.rest is not None
     return CollectionSchema(
@@ -292,76 +294,6 @@ def schema_of(found: Described, layout: Layout, *, in_one_namespace: bool) -> Co
     )
 
 
-# ── what is made ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def proto_of(schema: CollectionSchema, *, where: str) -> Any:
-    """Return Milvus's `CollectionSchema` of a new collection: that of the Milvus it comes from, or ours.
-
-    Raises
-    ------
-    ConfigurationError
-        A vector has no dimensions, or a name that Milvus refuses.
-    """
-    from google.protobuf.json_format import ParseDict
-    from pymilvus.grpc_gen import schema_pb2
-
-    own = schema.options.get("milvus")
-    if own is not None:
-        proto = ParseDict(own["schema"], schema_pb2.CollectionSchema(), ignore_unknown_fields=True)
-        proto.name = schema.name
-        return proto
-    is_text = schema.id_kinds != {IdKind.INT}
-    text = {"max_length": TEXT_BYTES}
-    fields = [
-        {"name": KEY, "data_type": Kind.VARCHAR if is_text else Kind.INT64, "is_primary_key": True}
-        | ({"type_params": pairs(text)} if is_text else {}),
-        *(_vector_proto(field, where=where) for field in schema.vectors),
-        {"name": DOCUMENT, "data_type": Kind.VARCHAR, "nullable": True, "type_params": pairs(text)},
-        {"name": REST, "data_type": Kind.ARRAY, "element_type": Kind.VARCHAR, "nullable": True}
-        | {"type_params": pairs({**text, "max_capacity": REST_PARTS})},
-        {"name": METADATA, "data_type": Kind.JSON, "nullable": True},
-    ]
-    return schema_pb2.CollectionSchema(
-        name=schema.name, fields=[schema_pb2.FieldSchema(**field) for field in fields]
-    )
-
-
-def _vector_proto(field: VectorField, *, where: str) -> dict[str, Any]:
-    name = field.name or VECTOR
-    if not _NAME.fullmatch(name) or name in _OURS or (field.name == VECTOR):
-        raise ConfigurationError(
-            f"{where}: a vector field can't be called {field.name!r} in Milvus: letters, digits and _, and none "
-            f"of {sorted(_OURS | {VECTOR})}; rename it"
-        )
-    if field.kind is VectorKind.SPARSE:
-        return {"name": name, "data_type": Kind.SPARSE}
-    if field.dimensions is None:
-        raise ConfigurationError(
-            f"{where}: Milvus has to know the dimensions of vector {name!r}: none are known"
-        )
-    return {
-        "name": name,
-        "data_type": _VECTOR_KINDS[field.dtype],
-        "type_params": pairs({"dim": field.dimensions}),
-    }
-
-
-def index_params(field: VectorField, *, is_lite: bool) -> dict[str, str]:
-    """Return the parameters of a vector field's search index.
-
-    Milvus reads no collection into memory, and so answers nothing, before there is one. Milvus Lite has
-    HNSW and IVF only where faiss is installed; its AUTOINDEX takes what there is.
-    """
-    index = dict(field.index)
-    if field.kind is VectorKind.SPARSE:
-        return {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP"}
-    metric = _METRIC_NAMES[field.metric or (Metric.HAMMING if field.dtype is DType.BIT else Metric.EUCLIDEAN)]
-    params: dict[str, int] = {}
-    kind = "BIN_FLAT" if field.dtype is DType.BIT else "AUTOINDEX"
-    if not is_lite and field.dtype is not DType.BIT and index.get("type") == "hnsw":
-        kind, params = "HNSW", {"M": index.get("m", 16), "efConstruction": index.get("ef_construction", 200)}
-    elif not is_lite and field.dtype is not DType.BIT and index.get("type") == "ivf":
-        kind, params = "IVF_FLAT", {"nlist": index.get("lists", 128)}
-    found = {"index_type": kind, "metric_type": metric}
-    return found | ({"params": json.dumps(params)} if params else {})
+def holds_all_metadata(schema: CollectionSchema) -> bool:
+    """Whether one JSON field holds all metadata, so that null and {} come back as they are."""
+    return bool(schema.options.get("milvus", {}).get("one_metadata_field", True))

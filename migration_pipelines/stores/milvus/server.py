@@ -12,9 +12,10 @@ from typing import Any
 from migration_pipelines.errors import RecordRejectedError, TransientError
 from migration_pipelines.stores.milvus.client import Client, mapping, pairs
 from migration_pipelines.stores.milvus.columns import scalars
+from migration_pipelines.stores.milvus.creation import NewCollection
 from migration_pipelines.stores.milvus.errors import INPUT_CODES, MilvusRefusal
 from migration_pipelines.stores.milvus.expressions import Key, among, beyond, chunks, everything
-from migration_pipelines.stores.milvus.schema import Described, Layout
+from migration_pipelines.stores.milvus.schema import Described, Kind, Layout
 
 # Keys and offset together may be at most this many in an answer (quotaAndLimits.limits.maxQueryResultWindow).
 KEYS_PAGE = 16_384
@@ -81,32 +82,24 @@ class Server:
             raise
         return {index.field_name: mapping(index.params) for index in reply.index_descriptions}
 
-    def create(
-        self,
-        proto: Any,
-        indexes: Mapping[str, Mapping[str, str]],
-        *,
-        n_shards: int = 0,
-        properties: Mapping[str, str] | None = None,
-    ) -> None:
+    def create(self, made: NewCollection) -> None:
         """Create a collection with its search indexes."""
         from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
+        name = made.proto.name
         request = milvus_pb2.CreateCollectionRequest(
-            collection_name=proto.name,
-            schema=proto.SerializeToString(),
-            shards_num=n_shards,
+            collection_name=name,
+            schema=made.proto.SerializeToString(),
+            shards_num=made.n_shards,
             consistency_level=common_pb2.ConsistencyLevel.Strong,
-            properties=pairs(properties or {}),
+            properties=pairs(made.properties),
         )
         self.client.call("CreateCollection", request)
-        for field, params in indexes.items():
-            self.client.call(
-                "CreateIndex",
-                milvus_pb2.CreateIndexRequest(
-                    collection_name=proto.name, field_name=field, extra_params=pairs(params)
-                ),
+        for field, params in made.indexes.items():
+            request = milvus_pb2.CreateIndexRequest(
+                collection_name=name, field_name=field, extra_params=pairs(params)
             )
+            self.client.call("CreateIndex", request)
 
     def create_partition(self, name: str, partition: str) -> None:
         """Create a partition that isn't there yet."""
@@ -256,15 +249,25 @@ class Server:
         )
         return self.client.call("Query", request)
 
-    def search(self, found: Described, field: str, metric: str, vector: bytes, limit: int) -> Any:
+    def search(
+        self,
+        found: Described,
+        field: str,
+        vector: bytes,
+        *,
+        metric: str,
+        limit: int,
+        partition: str | None,
+    ) -> Any:
         """Return the nearest keys and their scores, as Milvus's `SearchResultData`."""
         from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
         self.load(found)
-        place = common_pb2.PlaceholderValue(tag="$0", type=101, values=[vector])
+        place = common_pb2.PlaceholderValue(tag="$0", type=Kind.FLOAT_VECTOR, values=[vector])
         request = milvus_pb2.SearchRequest(
             collection_name=found.name,
             placeholder_group=common_pb2.PlaceholderGroup(placeholders=[place]).SerializeToString(),
+            partition_names=[] if partition is None else [partition],
             dsl_type=common_pb2.DslType.BoolExprV1,
             nq=1,
             use_default_consistency=False,
@@ -286,8 +289,8 @@ class Server:
     def replace(self, found: Described, partition: str, data: Sequence[Any], n_records: int) -> None:
         """Write whole records, each in place of what is under its key.
 
-        Milvus's `insert` of a key that is there makes a second record, and its `upsert` replaces; in Milvus Lite
-        `insert` replaces, and `upsert` keeps old dynamic fields.
+        Milvus's `insert` of a key that is there makes a second record, and its `upsert` replaces; in Milvus
+        Lite `insert` replaces, and `upsert` keeps old dynamic fields.
 
         Raises
         ------
