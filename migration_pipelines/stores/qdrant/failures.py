@@ -50,7 +50,8 @@ class CutAnswerError(Exception):
 # what to do. By name, so that asking needs no driver.
 _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (r"\bImportError\b", MissingDriverError, "install the package qdrant-client"),
-    (r"No space left|disk is full|exceeds available disk space", DiskFullError, "make room and run again"),
+    (r"HTTP 5.*(No space left|disk space)", TransientError, "the server's disk is full: make room there"),
+    (r"No space left|disk is full", DiskFullError, "make room and run again"),
     (r"HTTP (401|403) ", AuthenticationError, "check QDRANT_API_KEY"),
     (r"HTTP 429 ", TransientError, "the server asks for fewer calls: try again later"),
     (
