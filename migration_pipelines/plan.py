@@ -94,7 +94,7 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
     has_namespaces = keeps_namespaces(schema, target, kept)
     if has_namespaces:
         check_namespaces(profile.namespaces.keys() or {""}, target, where=target.address(wanted))
-    repeats = bool(profile.repeated_ids) and not has_namespaces
+    repeats = bool(profile.repeated_ids) and not (has_namespaces and target.shares_ids)
     strategy = choose_id_strategy(schema.id_kinds, target.capabilities, needs_namespace=repeats)
     mapped = map_schema(schema, target, name=wanted, strategy=strategy, metric=config.metric)
     if kept is not None:

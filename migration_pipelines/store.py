@@ -335,6 +335,11 @@ class Store(BaseModel, ABC):
         return tuple(fitting)
 
     @property
+    def shares_ids(self) -> bool:
+        """Whether one id may stand in several namespaces of a collection, as several records."""
+        return self.capabilities.namespaces
+
+    @property
     def is_bound(self) -> bool:
         """Whether the store shows the records of one namespace alone."""
         return getattr(self, "namespace", None) is not None

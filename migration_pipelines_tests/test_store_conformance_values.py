@@ -276,7 +276,7 @@ def test_named_vectors_come_back_under_their_names(harness, store):
 
 
 def test_one_id_in_several_namespaces_is_several_records(harness, store):
-    require(store.capabilities.namespaces, "namespaces")
+    require(store.shares_ids, "one id in several namespaces")
     ids = [record.id for record in records_for(store, 3)]
     records = [
         replace(record, id=ids[number // 3], namespace=["a", "b", "C_2"][number % 3])

@@ -89,8 +89,6 @@ class _Milvus(Harness):
     def known_gaps(self) -> Mapping[str, str]:
         """What Milvus can't do."""
         return {
-            "test_one_id_in_several_namespaces_is_several_records": "Milvus takes a key once a collection: "
-            "Milvus Lite moves it to the partition that it was last written to",
             "test_vectors_of_other_kinds_come_back_exactly": "sparse entries at or below 0 are refused",
         }
 

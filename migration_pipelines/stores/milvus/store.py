@@ -418,6 +418,11 @@ class MilvusStore(Store):
 
     # ── fit ──────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def shares_ids(self) -> bool:
+        """Return False: Milvus takes a key once a collection, whatever its partition."""
+        return False
+
     def accepts_namespace(self, name: str) -> bool:
         """Whether a partition may have this name; "" is the default one."""
         return accepts_namespace(name)
