@@ -19,6 +19,7 @@ from migration_pipelines import batch as batches
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.errors import ConfigurationError, DimensionMismatchError
 from migration_pipelines.model import (
+    APPROXIMATE,
     Capabilities,
     CollectionSchema,
     DType,
@@ -304,6 +305,9 @@ def _vector_losses(
         if mapped is not None and mapped.metric is not field.metric and field.metric is not None:
             detail = f"searched by {mapped.metric} instead of {field.metric}"
             yield Loss(field=label, kind="metric", count=profile.records, detail=detail)
+    approximate = source.options.get(APPROXIMATE)
+    if approximate:
+        yield Loss(field="vector", kind="approximate-vector", count=profile.records, detail=str(approximate))
     tolerance = target.vector_tolerance(target_schema)
     if tolerance:
         detail = f"comes back within {tolerance:g} of each component, relative"

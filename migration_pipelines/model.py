@@ -101,6 +101,11 @@ class VectorField(Value):
     index: Mapping[str, Any] = Field(default_factory=dict)
 
 
+# Key in a schema's options: why the vectors that are read aren't those that were put in, as from a quantised
+# index. Plan declares it as a loss.
+APPROXIMATE = "approximate_vectors"
+
+
 class CollectionSchema(Value):
     """What a collection is made of, beside its records.
 

@@ -1,9 +1,9 @@
 """Which index a collection gets, and how it is built.
 
 A flat index searches exactly, and reads every vector to do so: up to `FLAT_RECORDS` that takes a few
-milliseconds. Above, a graph (HNSW, 32 neighbours); above `HNSW_RECORDS`, where a graph takes long to build and
-memory of its own, inverted lists. `?index=flat`, `hnsw` or `ivf` in the address chooses otherwise. All three
-keep float32 vectors bit for bit.
+milliseconds. Above, a graph (HNSW, 32 neighbours); above `HNSW_RECORDS`, where a graph takes long to build
+and memory of its own, inverted lists. A source's own index of one of these kinds travels with the collection,
+and `?index=flat`, `hnsw` or `ivf` in the address overrides all. The three keep float32 vectors bit for bit.
 
 Cosine similarity is the inner product of vectors of length one. Where all are of that length already (within
 `UNIT`), they are put in as they are; else the index gets them normalised, and the originals stay beside it.
@@ -61,7 +61,8 @@ def _lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def normalised(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return float32[n, dimensions] of length one each; zeros stay zeros."""
     lengths = _lengths(vectors)[:, None]
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0).astype(np.float32)
+    found = np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0)
+    return np.asarray(found, np.float32)
 
 
 def is_normalised(field: VectorField, shape: Shape) -> bool:

@@ -2,14 +2,14 @@
 
     docs/_collection.json      schema, counts, the names and sizes of the two files that are the collection
     docs/index.faiss           an index as FAISS writes it; the id of a vector is the row of its record
-    docs/records.parquet       number, id, id_type, document, metadata; `vector` where the index has it normalised
+    docs/records.parquet       number, id, id_type, document, metadata; `vector` where the index is normalised
     docs/.loading/             what is being written
 
-- **Loading**: there is no `_collection.json` but the hidden one. Each part of a load becomes a Parquet file of
-  the hidden folder by one rename; where two parts hold one id, the later one counts.
+- **Loading**: there is no `_collection.json` but the hidden one. Each part of a load becomes a Parquet file
+  of the hidden folder by one rename; where two parts hold one id, the later one counts.
 - **Publishing**: index and records are written under new names (`index~2.faiss`), synced, and become the
-  collection by one rename, that of `_collection.json`. The old files are removed after. What a killed writer left
-  is removed by the next one.
+  collection by one rename, that of `_collection.json`. The old files are removed after. What a killed writer
+  left is removed by the next one.
 
 A record keeps its `number` for good, be it replaced or others removed: ranges of numbers are the spans that
 hold while others write.
@@ -128,7 +128,7 @@ class CollectionFolder:
             return None
         except (ValidationError, UnicodeDecodeError) as error:
             raise StoreRefusedError(
-                f"{path} is damaged, of a later version, or no collection of this tool's for FAISS: restore it",
+                f"{path} is damaged, of a later version, or of something else than this tool: restore it",
                 file=str(path),
             ) from error
         for info in (manifest.index, manifest.records):

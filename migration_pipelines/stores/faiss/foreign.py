@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import ConfigurationError, StoreRefusedError
-from migration_pipelines.model import CollectionSchema, DType, IdKind, Metric, VectorField
+from migration_pipelines.model import APPROXIMATE, CollectionSchema, DType, IdKind, Metric, VectorField
 from migration_pipelines.stores.faiss import haystack, langchain, sidecar
 from migration_pipelines.stores.faiss.index import METRICS, IndexFile, open_index
 from migration_pipelines.stores.faiss.opened import Opened
@@ -82,8 +82,8 @@ class ForeignIndex:
             )
         if not found and self.path.name == _LANGCHAIN_INDEX and not self.is_named:
             raise StoreRefusedError(
-                f"{self.path.with_suffix(langchain.SUFFIX)} is missing: without it the vectors have no documents "
-                "and no ids; restore it, or say ?sidecar=none to move the vectors alone",
+                f"{self.path.with_suffix(langchain.SUFFIX)} is missing: without it the vectors have no "
+                "documents and no ids; restore it, or say ?sidecar=none to move the vectors alone",
                 file=str(self.path.with_suffix(langchain.SUFFIX)),
             )
         return found[0] if found else None
@@ -115,7 +115,7 @@ def _schema(
 ) -> CollectionSchema:
     options: dict[str, Any] = {"layout": _LAYOUTS[beside.suffix] if beside else "bare"}
     if index.decoded:
-        options["approximate_vectors"] = index.decoded
+        options[APPROXIMATE] = index.decoded
     if index.dtype is not DType.BIT and index.metric not in METRICS:
         options["faiss_metric"] = index.metric
     kinds = frozenset(IdKind(kind) for kind in batch.column(batches.ID_TYPE).unique().to_pylist())

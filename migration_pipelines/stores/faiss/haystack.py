@@ -1,8 +1,8 @@
 """Haystack 1's sidecar of a FAISS index: a JSON file of settings, and a SQLite database of documents.
 
-`FAISSDocumentStore.save("docs.faiss")` writes the index and `docs.json`, the arguments that the store was made
-with; `sql_url` in it names the database. A document's `vector_id` is its position in the index, its metadata a row
-for each field in a table of its own.
+`FAISSDocumentStore.save("docs.faiss")` writes the index and `docs.json`, the arguments that the store was
+made with; `sql_url` in it names the database. A document's `vector_id` is its position in the index, its
+metadata a row for each field in a table of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def settings(path: Path) -> Mapping[str, Any] | None:
 
 
 def metric(path: Path) -> Metric | None:
-    """Return what the vectors are searched by: for cosine Haystack normalises them, and the index can't tell."""
+    """Return what the vectors are searched by: cosine, too, which no index can tell."""
     return _METRICS.get(str((settings(path) or {}).get("similarity") or _SIMILARITY))
 
 
@@ -54,8 +54,8 @@ def database(path: Path) -> Path:
     scheme, _, name = url.partition(":///")
     if scheme != "sqlite" or not name:
         raise StoreRefusedError(
-            f"{path}: the documents are in another database than a SQLite file; export them beside the index as "
-            "JSON lines",
+            f"{path}: the documents are in another database than a SQLite file; export them beside the index "
+            "as JSON lines",
             found=scheme,
         )
     candidates = [path.parent / name, path.parent / Path(name).name]
@@ -106,7 +106,7 @@ def _rows(connection: sqlite3.Connection, name: str, path: Path, count: int) -> 
     if len(documents) != count or set(placed) != set(range(count)):
         raise StoreRefusedError(
             f"{path}: its index holds {count:,} vectors, the database {len(documents):,} documents in "
-            f"{name!r}, {len(placed):,} of them with a vector: run Haystack's `update_embeddings` and save again",
+            f"{name!r}, {len(placed):,} of them with a vector: run `update_embeddings` and save again",
             expected=count,
             found=len(placed),
         )
@@ -124,8 +124,8 @@ def _metadata(connection: sqlite3.Connection, name: str) -> dict[str, dict[str, 
     """Return the metadata by document. Older versions write values as they are, newer ones as JSON."""
     columns = {row[1] for row in connection.execute("PRAGMA table_info(meta_document)")}
     where, values = ("WHERE document_index = ?", [name]) if "document_index" in columns else ("", [])
-    rows = connection.execute(f"SELECT document_id, name, value FROM meta_document {where}", values)  # noqa: S608
-    fields = rows.fetchall()
+    select = "SELECT document_id, name, value FROM meta_document"
+    fields = connection.execute(f"{select} {where}", values).fetchall()
     is_json = all(value is None or _is_json(value) for _, _, value in fields)
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, field, value in fields:

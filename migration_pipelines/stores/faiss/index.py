@@ -1,4 +1,4 @@
-"""Reading of FAISS index files: their vectors in the order in which they lie there, their ids, their settings.
+"""Reading of FAISS index files: vectors in the order in which they lie there, their ids, the settings.
 
 FAISS's own way to get vectors out, `reconstruct_n`, gives memory that was never written for inverted lists
 with ids of their own, and ends the process for ID maps. So the kind of an index is looked at before
@@ -60,6 +60,8 @@ class IndexFile:
         The settings in the field's common words.
     decoded
         Why the vectors are not those that were put in, where they aren't.
+    loaded
+        FAISS's own index, None until it is needed.
     """
 
     path: Path
@@ -71,7 +73,7 @@ class IndexFile:
     dtype: DType = DType.FLOAT32
     index: Mapping[str, Any] = field(default_factory=dict)
     decoded: str | None = None
-    _searched: Any = None
+    loaded: Any = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -82,9 +84,9 @@ class IndexFile:
     def searchable(self) -> Any:
         """Return FAISS's own index, loaded on first use."""
         with self._lock:
-            if self._searched is None:
-                self._searched = _load(self.path, is_binary=self.dtype is DType.BIT)
-            return self._searched
+            if self.loaded is None:
+                self.loaded = _load(self.path, is_binary=self.dtype is DType.BIT)
+            return self.loaded
 
 
 def open_index(path: Path, *, by_label: bool = False) -> IndexFile:
@@ -126,8 +128,8 @@ def _load(path: Path, *, is_binary: bool) -> Any:
     except (RuntimeError, MemoryError) as error:
         reason = str(error).rpartition("Error: ")[2].strip() or type(error).__name__
         raise StoreRefusedError(
-            f"{path} can't be read as a FAISS index ({path.stat().st_size:,} bytes): {reason}; the file is cut, "
-            "damaged, or something else: restore it, for nothing of it is skipped",
+            f"{path} can't be read as a FAISS index ({path.stat().st_size:,} bytes): {reason}; the file is "
+            "cut, damaged, or something else: restore it, for nothing of it is skipped",
             file=str(path),
         ) from error
 
@@ -141,11 +143,11 @@ def _open_by_driver(path: Path, *, by_label: bool) -> IndexFile:
         reader = _by_label(index, reader)
     if reader.count != index.ntotal or (reader.labels is not None and len(reader.labels) != reader.count):
         raise StoreRefusedError(
-            f"{path} says that it holds {index.ntotal:,} vectors, and {reader.count:,} are there; it is damaged",
+            f"{path} says that it holds {index.ntotal:,} vectors, {reader.count:,} are there; it is damaged",
             expected=index.ntotal,
             found=reader.count,
         )
-    found = IndexFile(
+    return IndexFile(
         path=path,
         count=reader.count,
         dimensions=index.d,
@@ -155,9 +157,8 @@ def _open_by_driver(path: Path, *, by_label: bool) -> IndexFile:
         dtype=DType.BIT if is_binary else DType.FLOAT32,
         index=reader.settings,
         decoded=reader.decoded,
+        loaded=index,
     )
-    found._searched = index
-    return found
 
 
 # ── where each kind keeps its vectors ────────────────────────────────────────────────────────────────

@@ -1,8 +1,8 @@
 """LangChain's sidecar of a FAISS index: a pickle, read without running any of it (`pickled.py`).
 
-`FAISS.save_local` writes `index.faiss` and beside it `index.pkl` with two things: a docstore, which is an object
-around a dictionary of documents by id, and a dictionary from positions in the index to these ids. Since 2022
-the classes have moved between packages and from pydantic 1 to 2; what is in them has stayed the same.
+`FAISS.save_local` writes `index.faiss` and beside it `index.pkl` with two things: a docstore, which is an
+object around a dictionary of documents by id, and a dictionary from positions in the index to these ids.
+Since 2022 the classes have moved between packages, and from pydantic 1 to 2; what is in them is the same.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def read(path: Path, count: int) -> Iterator[Row]:
     )
     if set(ids) != set(range(count)):
         raise StoreRefusedError(
-            f"{path} names the documents of {len(ids):,} vectors, its index holds {count:,}: they weren't written "
-            "together; restore the one that is older",
+            f"{path} names the documents of {len(ids):,} vectors, its index holds {count:,}: they weren't "
+            "written together; restore the one that is older",
             expected=count,
             found=len(ids),
         )
@@ -78,8 +78,8 @@ def _parts(found: Any, path: Path) -> tuple[Mapping[Any, Any], Mapping[int, str]
         docstore = maps.pop()  # both are empty
     if docstore is None or len(maps) != 1:
         raise StoreRefusedError(
-            f"{path} isn't what LangChain's `FAISS.save_local` writes: expected a docstore and a dictionary from "
-            f"positions to ids, found {_shown(found)}",
+            f"{path} isn't what LangChain's `FAISS.save_local` writes: expected a docstore and a dictionary "
+            f"from positions to ids, found {_shown(found)}",
             found=_shown(found),
         )
     return docstore, maps[0]
@@ -99,8 +99,8 @@ def _content(document: Any, path: Path, name: str) -> tuple[str, Mapping[str, An
     text, metadata = fields.get("page_content"), fields.get("metadata", {})
     if not isinstance(text, str) or not isinstance(metadata, (dict, type(None))):
         raise StoreRefusedError(
-            f"{path}: the document {name!r} is {_shown(document)} without a `page_content` that is text and a "
-            "`metadata` that is a dictionary",
+            f"{path}: the document {name!r} is {_shown(document)} without a `page_content` that is text and "
+            "a `metadata` that is a dictionary",
             found=_shown(document),
         )
     return text, metadata

@@ -1,9 +1,9 @@
 """What lies where in those FAISS index files whose vectors lie there in one piece, to map them into memory.
 
-FAISS reads a flat or a graph index whole. Its file is simple, though, and has been the same for years: a header,
-what is special to the kind of index, and the vectors as one array of float32. Reading that array where it
-lies takes no memory, needs no driver, and can't end the process, as FAISS's own mapping of such an array
-does on a file that was cut. A file that doesn't add up is left to FAISS to judge.
+FAISS reads a flat or a graph index whole. Its file is simple, though, and has been the same for years: a
+header, what is special to the kind of index, and the vectors as one array of float32. Reading that array
+where it lies takes no memory, needs no driver, and can't end the process, as FAISS's own mapping of such an
+array does on a file that was cut. A file that doesn't add up is left to FAISS to judge.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import DimensionMismatchError, UnsupportedOperationError
@@ -58,7 +57,7 @@ class Opened:
         """Return the lasting number of a row."""
         return row if self.numbers is None else int(self.numbers[row])
 
-    def batches(self, start: int, stop: int, size: int, *, vectors: bool) -> Iterator[pa.RecordBatch]:
+    def scan(self, start: int, stop: int, size: int, *, vectors: bool) -> Iterator[pa.RecordBatch]:
         """Yield the records of the rows from `start` to `stop`."""
         for at in range(start, stop, size):
             yield self.read(at, min(stop, at + size), vectors=vectors)
@@ -100,7 +99,7 @@ class Opened:
         DimensionMismatchError
         """
         (field,) = self.schema.vectors
-        query = np.asarray(vector, np.float32).reshape(1, -1)
+        query: npt.NDArray[Any] = np.asarray(vector, np.float32).reshape(1, -1)
         if query.shape[1] != field.dimensions:
             raise DimensionMismatchError(
                 f"{where}: the query has {query.shape[1]} dimensions, the collection's vectors have "
@@ -162,20 +161,6 @@ def _look_further(index: Any, limit: int) -> None:
         inner.hnsw.efSearch = max(inner.hnsw.efSearch, _LEAST_EF_SEARCH, 2 * limit)
     elif isinstance(inner, faiss.IndexIVF):
         inner.nprobe = min(inner.nlist, max(inner.nprobe, _LEAST_LISTS, inner.nlist // 16))
-
-
-def replacing(batch: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the records of `batch`, those of `new` in the place of the ones with their ids."""
-    found = batches.positions(batch, new)
-    if (found < 0).all():
-        return batch
-    rows = np.where(found < 0, np.arange(batch.num_rows), batch.num_rows + found)
-    return pa.concat_batches([batch, new]).take(pa.array(rows))
-
-
-def without(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the records of `batch` but for those with one of the ids."""
-    return batch.filter(pc.invert(batches.is_among(batch, ids)))
 
 
 def unsearchable(where: str, name: str) -> UnsupportedOperationError:

@@ -1,4 +1,4 @@
-"""Records from beside an index of another tool: rows that name a vector by FAISS's id for it, and tables of them."""
+"""Records from beside an index of another tool: rows that name a vector by FAISS's id of it, and tables."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def _order(
     """Return int64[count], the row of each vector; None where it is the same number."""
     if len(rows) != count:
         raise StoreRefusedError(
-            f"{path} holds {len(rows):,} records, its index {count:,} vectors: they weren't written together; "
-            "restore the one that is older, or say ?sidecar=none to move the vectors alone",
+            f"{path} holds {len(rows):,} records, its index {count:,} vectors: they weren't written "
+            "together; restore the one that is older, or say ?sidecar=none to move the vectors alone",
             expected=count,
             found=len(rows),
         )
@@ -99,7 +99,7 @@ def _order(
     wanted = np.arange(count) if labels is None else labels
     by_name = np.argsort(named, kind="stable")
     at = np.searchsorted(named, wanted, sorter=by_name).clip(max=max(0, count - 1))
-    order = by_name[at]
+    order: npt.NDArray[np.int64] = by_name[at]
     strays = int((named[order] != wanted).sum()) if count else 0
     if strays or len(np.unique(named)) != count:
         raise StoreRefusedError(

@@ -1,15 +1,15 @@
 """FaissStore: collections in index files of FAISS, with their records beside them.
 
-Addresses: `faiss:./folder#docs` is a collection of this tool's own in a folder (`collection.py` tells how it is
-laid out), or the index `docs.faiss` of another tool in it; `faiss:./docs.faiss#docs` is an index file
-itself. Beside an index of another tool stand its records: LangChain's `docs.pkl`, Haystack's `docs.json` with a
-SQLite database, `docs.jsonl` or `docs.parquet`; without any, a record is FAISS's id and the vector. Such files
-are read and never changed. `?sidecar=` names the file of the records, or `none`.
+Addresses: `faiss:./folder#docs` is a collection of this tool's own in a folder (`collection.py` tells how it
+is laid out), or the index `docs.faiss` of another tool in it; `faiss:./docs.faiss#docs` is an index file
+itself. Beside an index of another tool stand its records: LangChain's `docs.pkl`, Haystack's `docs.json` with
+a SQLite database, `docs.jsonl` or `docs.parquet`; without any, a record is FAISS's id and the vector. Such
+files are read and never changed. `?sidecar=` names the file of the records, or `none`.
 
 Which index a collection gets, and how the vectors of cosine similarity are kept, is told in `build.py`;
-`?index=flat`, `hnsw` or `ivf` chooses. FAISS builds an index in memory: 4 bytes a number of all vectors are needed
-to write a collection, and to change one that is finished. Reading maps flat and graph indexes and inverted
-lists into memory. The other kinds hold codes in place of vectors: they are read decoded, and
+`?index=flat`, `hnsw` or `ivf` chooses. FAISS builds an index in memory: 4 bytes a number of all vectors are
+needed to write a collection, and to change one that is finished. Reading maps flat and graph indexes and
+inverted lists into memory. The other kinds hold codes in place of vectors: they are read decoded, and
 `describe().options["approximate_vectors"]` says so.
 """
 
@@ -22,10 +22,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -41,7 +41,6 @@ from migration_pipelines.errors import (
     DiskFullError,
     IncompleteError,
     MigrationError,
-    RecordRejectedError,
     StoreRefusedError,
     UnsupportedOperationError,
 )
@@ -58,19 +57,19 @@ from migration_pipelines.model import (
 )
 from migration_pipelines.store import Address, Store
 from migration_pipelines.stores.faiss.build import KINDS
+from migration_pipelines.stores.faiss.checks import check_holdable, checked
 from migration_pipelines.stores.faiss.collection import (
     LOADING,
     MANIFEST,
     CollectionFolder,
-    FileInfo,
     Manifest,
     last_of_each_id,
     part_name,
 )
 from migration_pipelines.stores.faiss.foreign import SUFFIXES, ForeignIndex, find_indexes
-from migration_pipelines.stores.faiss.index import open_index
-from migration_pipelines.stores.faiss.opened import Opened, replacing, unsearchable, without
-from migration_pipelines.stores.faiss.table import NUMBER, ParquetTable, TableWriter, whole
+from migration_pipelines.stores.faiss.generations import fetch_staged, merged, open_published, remaining
+from migration_pipelines.stores.faiss.opened import Opened, unsearchable
+from migration_pipelines.stores.faiss.table import ParquetTable, TableWriter, whole
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCANNED_RECORDS = 8192
@@ -134,8 +133,8 @@ class FaissStore(Store):
     def _usable_path(cls, path: Path) -> Path:
         if "://" in str(path) or ":/" in str(path) or not set("#?\0").isdisjoint(str(path)):
             raise ConfigurationError(
-                f"faiss: {str(path)!r} isn't a local folder or file, or has a #, ? or NUL in it, which no address "
-                "can hold"
+                f"faiss: {str(path)!r} isn't a local folder or file, or has a #, ? or NUL in it, which no "
+                "address can hold"
             )
         return path
 
@@ -151,7 +150,7 @@ class FaissStore(Store):
         options: dict[str, Any] = dict(address.query)
         if options.keys() - {"index", "sidecar"} or options.get("index", "flat") not in KINDS:
             raise ConfigurationError(
-                f"{address}: expected none but the options index={'|'.join(KINDS)} and sidecar=… after the ?"
+                f"{address}: expected only the options index={'|'.join(KINDS)} and sidecar=… after the ?"
             )
         path = Path(address.path).expanduser()
         store = cls(path=path, **options)
@@ -212,7 +211,7 @@ class FaissStore(Store):
         if where is None:
             return opened.count
         with self.translating(collection):
-            found = opened.batches(0, opened.count, _SCANNED_RECORDS, vectors=False)
+            found = opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=False)
             return sum(filters.mask(where, batch).true_count for batch in found)
 
     def split(
@@ -241,7 +240,7 @@ class FaissStore(Store):
         opened = self._opened(collection)
         with self.translating(collection):
             start, stop = opened.rows_between(int(span.bounds["first"]), int(span.bounds["last"]) + 1)
-            for batch in opened.batches(start, stop, batch_records, vectors=vectors):
+            for batch in opened.scan(start, stop, batch_records, vectors=vectors):
                 kept = batch if where is None else batch.filter(filters.mask(where, batch))
                 if kept.num_rows:
                     yield kept
@@ -254,7 +253,7 @@ class FaissStore(Store):
             with self.translating(collection):
                 return opened.fetch(ids, vectors=vectors)
         with self.translating(collection):
-            return _fetch_staged(self._parts(collection), manifest.description, ids, vectors=vectors)
+            return fetch_staged(self._parts(collection), manifest.description, ids, vectors=vectors)
 
     def fingerprint(self, collection: str) -> str:
         """Return a digest of the files' names, sizes and times of change."""
@@ -267,7 +266,7 @@ class FaissStore(Store):
     def create(self, schema: CollectionSchema) -> None:
         """Begin a collection; until `finish_load` it is a target and no source."""
         where = self.address(schema.name)
-        self._check_holdable(schema, where)
+        check_holdable(schema, where)
         with self.translating(schema.name):
             folder = self._folder(schema.name)
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -292,21 +291,20 @@ class FaissStore(Store):
         `load_part` is the way.
         """
         with self._changing(collection) as (folder, manifest):
-            batch = self._checked(collection, batch, manifest.description)
+            batch = checked(batch, manifest.description, self.address(collection))
             if manifest.index is None:
                 with folder.writing_part(manifest.description) as (path, writer):
                     writer.write(batch)
                 folder.stage(path, part_name("more", secrets.token_hex(8)))
             else:
-                self._merge(folder, manifest, batch)
+                folder.publish(manifest, merged(folder, manifest, batch), override=self.index)
 
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
         """Remove these ids; those that aren't there are no error."""
         with self._changing(collection) as (folder, manifest):
             if manifest.index is not None:
-                opened = self._open_published(folder, manifest)
-                if len(opened.records.find(ids)):
-                    kept = lambda: (without(batch, ids) for batch in _numbered(opened))  # noqa: E731
+                kept = remaining(folder, manifest, ids)
+                if kept is not None:
                     folder.publish(manifest, kept, override=self.index)
                 return
             for part in folder.parts():
@@ -314,7 +312,7 @@ class FaissStore(Store):
                 if len(table.find(ids)):
                     with folder.writing_part(manifest.description) as (path, writer):
                         for batch in whole(table, table.schema.names):
-                            writer.write(without(batch, ids))
+                            writer.write(batch.filter(pc.invert(batches.is_among(batch, ids))))
                     path.rename(part.path)
 
     @contextmanager
@@ -335,8 +333,8 @@ class FaissStore(Store):
                 table = ParquetTable(path)
                 found = list(whole(table, table.schema.names))
                 if found:
-                    last = pa.array(last_of_each_id([table]))
-                    self._merge(folder, manifest, pa.concat_batches(found).filter(last))
+                    new = pa.concat_batches(found).filter(pa.array(last_of_each_id([table])))
+                    folder.publish(manifest, merged(folder, manifest, new), override=self.index)
         finally:
             path.unlink(missing_ok=True)
 
@@ -345,7 +343,7 @@ class FaissStore(Store):
     ) -> Callable[[pa.RecordBatch], None]:
         def write(batch: pa.RecordBatch) -> None:
             with self.translating(collection):
-                writer.write(self._checked(collection, batch, schema))
+                writer.write(checked(batch, schema, self.address(collection)))
 
         return write
 
@@ -372,7 +370,7 @@ class FaissStore(Store):
         with self.translating(collection):
             if where is None:
                 return opened.search(vector, limit, address)
-            found = opened.batches(0, opened.count, _SCANNED_RECORDS, vectors=True)
+            found = opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=True)
             kept = (batch.filter(filters.mask(where, batch)) for batch in found)
             return nearest(kept, vector, opened.schema, name=name, limit=limit, where=address)
 
@@ -461,8 +459,8 @@ class FaissStore(Store):
             manifest = self._manifest(collection)
             if manifest is not None and manifest.index is None:
                 raise IncompleteError(
-                    f"{self.address(collection)}: the load into it was never finished, so it can't be read as a "
-                    "source; finish that migration, or drop the collection",
+                    f"{self.address(collection)}: the load into it was never finished, so it can't be read "
+                    "as a source; finish that migration, or drop the collection",
                     store=self.kind,
                     collection=collection,
                 )
@@ -493,34 +491,10 @@ class FaissStore(Store):
     def _open_now(self, collection: str) -> Opened:
         manifest = self._manifest(collection)
         if manifest is not None:
-            return self._open_published(self._folder(collection), manifest, name=collection)
+            return open_published(self._folder(collection), manifest, name=collection)
         foreign = self._foreign(collection)
         assert foreign is not None
         return foreign.open(collection)
-
-    def _open_published(self, folder: CollectionFolder, manifest: Manifest, *, name: str = "") -> Opened:
-        assert manifest.index is not None
-        assert manifest.records is not None
-        for info in (manifest.index, manifest.records):
-            _check_size(folder.path / info.name, info)
-        table = ParquetTable(folder.path / manifest.records.name)
-        found = open_index(folder.path / manifest.index.name, by_label=True)
-        if not table.count == found.count == manifest.count:
-            raise StoreRefusedError(
-                f"{folder.path}: {MANIFEST} counts {manifest.count:,} records, the index holds {found.count:,} "
-                f"vectors, {manifest.records.name} {table.count:,} records: restore the folder whole",
-                expected=manifest.count,
-                found=(found.count, table.count),
-            )
-        schema = manifest.description
-        return Opened(
-            # The folder may have been renamed since: its name now is the collection's.
-            schema=schema.model_copy(update={"name": name or schema.name}),
-            records=table,
-            index=found,
-            numbers=table.numbers,
-            normalised=manifest.normalised,
-        )
 
     def _parts(self, collection: str) -> list[ParquetTable]:
         """Return the staged parts of a collection that is loading, oldest first."""
@@ -528,7 +502,7 @@ class FaissStore(Store):
         for part in self._folder(collection).parts():
             status = part.path.stat()
             version = (status.st_size, status.st_mtime_ns, status.st_ino)
-            found.append(self._kept_open(str(part.path), version, lambda path=part.path: ParquetTable(path)))
+            found.append(self._kept_open(str(part.path), version, partial(ParquetTable, part.path)))
         return found
 
     # ── inside: changing ─────────────────────────────────────────────────────────────────────────────
@@ -548,87 +522,3 @@ class FaissStore(Store):
             manifest = self._manifest(collection)
             assert manifest is not None
             yield folder, manifest
-
-    def _merge(self, folder: CollectionFolder, manifest: Manifest, new: pa.RecordBatch) -> None:
-        """Publish a finished collection with some records put in; those that are there keep their places."""
-        opened = self._open_published(folder, manifest)
-        rows = opened.records.find(new)
-        fresh = new
-        if len(rows):
-            held = opened.records.take([batches.ID, batches.ID_TYPE], rows)
-            fresh = new.filter(pc.invert(batches.is_among(new, held)))
-
-        def records() -> Iterator[pa.RecordBatch]:
-            for batch in _numbered(opened):
-                numbers = batch.column(NUMBER)
-                plain = batch.select([name for name in batch.schema.names if name != NUMBER])
-                yield (replacing(plain, new) if len(rows) else plain).append_column(NUMBER, numbers)
-            if fresh.num_rows:
-                yield fresh
-
-        folder.publish(manifest, records, override=self.index)
-
-    def _checked(self, collection: str, batch: pa.RecordBatch, schema: CollectionSchema) -> pa.RecordBatch:
-        where = self.address(collection)
-        batch = batches.conform(batch, schema, where=where)
-        column = batch.column(batches.VECTOR)
-        bad = np.asarray(column.is_null()) | batches.non_finite_rows(column)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise RecordRejectedError(
-                f"{where}: {int(bad.sum())} of {batch.num_rows} records have no vector, or one that holds NaN or an "
-                f"infinity, which no index can be searched by; the first is {batch.column(batches.ID)[row]}",
-                store=self.kind,
-                collection=collection,
-            )
-        return batch
-
-    def _check_holdable(self, schema: CollectionSchema, where: str) -> None:
-        field = schema.vectors[0] if len(schema.vectors) == 1 else None
-        if field is None or field.name or field.kind is not VectorKind.DENSE or schema.has_namespaces:
-            raise UnsupportedOperationError(
-                f"{where}: FAISS holds one dense vector a record, without a name, and no namespaces",
-                store=self.kind,
-            )
-        is_bits = field.dtype is DType.BIT
-        if is_bits != (field.metric is Metric.HAMMING) or (is_bits and (field.dimensions or 0) % 8):
-            raise UnsupportedOperationError(
-                f"{where}: FAISS compares bits, a multiple of 8 of them, by hamming distance, and numbers by any "
-                f"other; found {field.dimensions} dimensions of {field.dtype} by {field.metric}",
-                store=self.kind,
-            )
-
-
-def _check_size(path: Path, info: FileInfo) -> None:
-    size = path.stat().st_size
-    if size != info.bytes:
-        raise StoreRefusedError(
-            f"{path} has {size:,} bytes, its manifest says {info.bytes:,}: something else changed it; restore it "
-            "or write the collection again",
-            expected=info.bytes,
-            found=size,
-        )
-
-
-def _numbered(opened: Opened) -> Iterator[pa.RecordBatch]:
-    """Yield all records with their lasting numbers."""
-    for start in range(0, opened.count, _SCANNED_RECORDS):
-        stop = min(opened.count, start + _SCANNED_RECORDS)
-        numbers = np.arange(start, stop) if opened.numbers is None else opened.numbers[start:stop]
-        yield opened.read(start, stop).append_column(NUMBER, pa.array(numbers, pa.int64()))
-
-
-def _fetch_staged(
-    tables: list[ParquetTable], schema: CollectionSchema, ids: pa.RecordBatch, *, vectors: bool
-) -> pa.RecordBatch:
-    """Return the records with these ids from staged parts, of each the newest."""
-    columns = batches.arrow_schema(schema, vectors=vectors)
-    found = [pa.RecordBatch.from_pylist([], columns)]
-    for table in reversed(tables):
-        rows = table.find(ids)
-        if len(rows):
-            found.append(table.take(columns.names, rows))
-            ids = ids.filter(pc.invert(batches.is_among(ids, found[-1])))
-        if not ids.num_rows:
-            break
-    return pa.concat_batches(found)

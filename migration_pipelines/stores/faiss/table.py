@@ -1,4 +1,4 @@
-"""What stands beside the vectors: tables of records, in a Parquet file or in memory, read by row and by id."""
+"""Tables of what stands beside the vectors, in a Parquet file or in memory, read by row and by id."""
 
 from __future__ import annotations
 
