@@ -34,6 +34,7 @@ _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (r"\bInvalidDimension|embedding with dimension", DimensionMismatchError, "choose another target"),
     (r"\bConnect(Error|Timeout)\b|connect to a Chroma server", StoreUnavailableError, "is it running there?"),
     (r"\b(BatchSizeExceeded|Quota)Error\b| 413:", RecordRejectedError, "too much for the server"),
+    (r"not a database|disk image is malformed", StoreRefusedError, "restore it from where it is whole"),
     (r"readonly database", StoreRefusedError, "its files can't be written"),
     (r" (408|425|429|5\d\d):|\b(Transport|RateLimit|Internal)Error\b", TransientError, "try again"),
     (r"\b(JSONDecode|Key|Index)Error\b", TransientError, "its answer was cut: try again"),

@@ -41,6 +41,7 @@ from migration_pipelines.stores.chroma.rows import Texts, find_rows, read_texts
 _PAGE = 1_000  # records a statement: measured, fewer and more are slower
 _IDS_PAGE = 20_000
 _SHOWN_IDS = 5
+_NONE = np.empty(0, np.int64)
 _ROW_NUMBERS = """SELECT json_group_array(json_array(id, embedding_id)) FROM (
     SELECT id, embedding_id FROM embeddings NOT INDEXED
     WHERE id > ? AND segment_id = ? ORDER BY id LIMIT ?)"""
@@ -120,12 +121,13 @@ class DirectCollection:
             if self._files.is_there:
                 after = facts.vectors_applied or self._files.applied or 0
             replay_vectors(file, facts.id, by_id, after=after, dimensions=facts.dimensions)
-        rows: list[int] = []
-        places: list[int] = []
-        for row, text in self._stored(file):
-            rows.append(row)
-            places.append(by_id.get(text, NOWHERE))
-        return np.array(rows, np.int64), np.array(places, np.int64)
+        # In arrays page by page: as Python's numbers they take several times the room.
+        rows, places = [_NONE], [_NONE]
+        stored = self._stored(file)
+        while page := list(islice(stored, _IDS_PAGE)):
+            rows.append(np.array([row for row, _ in page], np.int64))
+            places.append(np.array([by_id.get(text, NOWHERE) for _, text in page], np.int64))
+        return np.concatenate(rows), np.concatenate(places)
 
     def _stored(self, file: sqlite3.Connection) -> Iterator[tuple[int, str]]:
         """Yield row number and id of every record, in the order in which Chroma answers."""

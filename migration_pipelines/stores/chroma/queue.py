@@ -8,6 +8,7 @@ an `update` of one that isn't too, an `upsert` merges, and a key whose value is 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from migration_pipelines.metadata import load_json
 from migration_pipelines.stores.chroma.rows import DOCUMENT_KEY, URI_KEY
 
 _ADD, _UPDATE, _UPSERT, _DELETE = range(4)
@@ -115,7 +115,8 @@ def _changes(
     file: sqlite3.Connection, collection_id: str, after: int
 ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     for _, operation, text, metadata in file.execute(_CHANGES, (collection_id, after)):
-        yield operation, text.decode(), load_json(metadata.decode()) if metadata else {}
+        # By Python's own parser, because Python wrote these texts before 1.0, NaN and Infinity included.
+        yield operation, text.decode(), json.loads(metadata) if metadata else {}
 
 
 def _apply(record: Late, metadata: Mapping[str, Any]) -> None:
@@ -124,7 +125,7 @@ def _apply(record: Late, metadata: Mapping[str, Any]) -> None:
             record.document = value
         elif key.startswith("chroma:") and key != URI_KEY:
             continue
-        elif value is None:
+        elif value is None or value != value:  # SQLite has no NaN, and keeps a null
             record.fields.pop(key, None)
         else:
             record.fields[key] = value
