@@ -192,6 +192,12 @@ class PineconeStandin(Standin):
         self.indexes[name] = index
         return index
 
+    def put(self, name: str, *vectors: Mapping[str, Any]) -> None:
+        """Put records into the default namespace of an index, as another client would."""
+        index = self.indexes[name]
+        records = [_stored(vector, index) for vector in vectors]
+        self._write(index, "", lambda there: there.update({record.id: record for record in records}))
+
     def _shown(self, index: Index) -> dict[str, Any]:
         ready = index.describes_until_ready <= 0
         return {

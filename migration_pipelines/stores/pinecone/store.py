@@ -33,13 +33,11 @@ from pydantic import ValidationError as SchemaError
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
 from migration_pipelines.errors import (
-    AuthenticationError,
     CollectionNotFoundError,
     ConfigurationError,
     DimensionMismatchError,
     LedgerError,
     MigrationError,
-    StoreRefusedError,
     StoreUnavailableError,
     TransientError,
 )
@@ -58,10 +56,6 @@ from migration_pipelines.store import Address, Store
 from migration_pipelines.stores.pinecone.client import (
     check_host,
     classify,
-    data_host,
-    is_loopback,
-    open_control,
-    open_index,
     retry_after_seconds,
 )
 from migration_pipelines.stores.pinecone.plane import (
@@ -69,8 +63,8 @@ from migration_pipelines.stores.pinecone.plane import (
     MAX_BYTES,
     MAX_RECORDS,
     Plane,
-    normal,
 )
+from migration_pipelines.stores.pinecone.project import Project
 from migration_pipelines.stores.pinecone.records import (
     HELD,
     MAX_ID_BYTES,
@@ -83,25 +77,18 @@ from migration_pipelines.stores.pinecone.records import (
 from migration_pipelines.stores.pinecone.schema import (
     METRICS,
     as_tags,
-    check_deployment,
     creation_options,
-    is_made_for_namespaces,
-    schema_of,
-    vector_fields,
 )
 from migration_pipelines.stores.pinecone.visibility import (
     later,
     wait_for_ids,
     wait_for_positions,
     wait_until_gone,
-    waits,
 )
 
 _MAX_NAMESPACE_BYTES = 512
 _DOCUMENT, _CLOUD, _REGION = "document", "aws", "us-east-1"
 _NAME = re.compile(r"[a-z0-9-]+")
-_FOR_LOCAL = "local"  # a simulator on this machine takes any key, but the client insists on one
-_READY_SECONDS = 300.0
 
 
 class PineconeStore(Store):
@@ -177,8 +164,7 @@ class PineconeStore(Store):
     timeout_seconds: PositiveFloat = 60.0
     freshness_seconds: NonNegativeFloat = 120.0
 
-    _control: Any = PrivateAttr(default=None)
-    _planes: dict[str, Plane] = PrivateAttr(default_factory=dict)
+    _opened: Project | None = PrivateAttr(default=None)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -238,17 +224,18 @@ class PineconeStore(Store):
     def list_collections(self) -> list[str]:
         """Return the names of all indexes, sorted."""
         with self.translating():
-            return self._names()
+            return self._project.names()
 
     def describe(self, collection: str) -> CollectionSchema:
         """Return what an index is made of; it has namespaces where one but the default is in use."""
         with self.translating(collection):
-            return self._open(collection, afresh=True).schema
+            plane = self._project.open_afresh(collection)
+            return plane.schema.model_copy(update={"has_namespaces": self._has_namespaces(plane)})
 
     def count(self, collection: str, where: Filter | None = None) -> int:
         """Return the exact number of records, by listing their ids: the service's own count may lag."""
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             if where is None:
                 return sum(1 for space in self._spaces(plane) for _ in plane.ids(space))
         spans = self.split(collection, span_records=MAX_RECORDS)
@@ -268,7 +255,7 @@ class PineconeStore(Store):
     ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
         """Yield spans that are lists of ids, namespace by namespace, in the order of their characters."""
         with self.translating(collection):
-            plane = self._open(collection, afresh=True)
+            plane = self._project.open_afresh(collection)
             named = ((space, text) for space in self._spaces(plane) for text in plane.checked_ids(space))
             while part := list(islice(named, span_records)):
                 columns = [
@@ -276,7 +263,7 @@ class PineconeStore(Store):
                     batches.constant(IdKind.STR.value, len(part)),
                 ]
                 names = [batches.ID, batches.ID_TYPE]
-                if plane.schema.has_namespaces:
+                if self._has_namespaces(plane):
                     columns.append(pa.array([space for space, _ in part], pa.string()))
                     names.append(batches.NAMESPACE)
                 yield Span(records=len(part)), pa.RecordBatch.from_arrays(columns, names=names)
@@ -303,14 +290,14 @@ class PineconeStore(Store):
                 f"{self.address(collection)}: the list of ids of {span} is missing; plan it afresh"
             )
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             for page in self._pages(plane, ids, vectors=vectors):
                 yield from batches.split(page, max_records=batch_records, max_bytes=None)
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
         """Return the records of these ids; ids that aren't there are left out."""
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             found = list(self._pages(plane, ids, vectors=vectors))
             if found:
                 return pa.concat_batches(found)
@@ -321,7 +308,7 @@ class PineconeStore(Store):
     def fingerprint(self, collection: str) -> str:
         """Return a text that changes with the set of ids; an update in place is missed."""
         with self.translating(collection):
-            plane = self._open(collection, afresh=True)
+            plane = self._project.open_afresh(collection)
             total = digest = 0
             for space in self._spaces(plane):
                 for text in plane.ids(space):
@@ -346,10 +333,9 @@ class PineconeStore(Store):
         options = creation_options(schema, where=self.address(schema.name))
         deployment = {"deployment_type": "managed", "cloud": self.cloud, "region": self.region}
         with self.translating(schema.name):
-            self.pace()
-            indexes = self._connect().indexes
+            indexes = self._project.indexes()
             indexes.create(name=schema.name, deployment=deployment, timeout=-1, **options)
-            self._wait_until_ready(schema.name)
+            self._project.wait_until_ready(schema.name)
 
     def drop(self, collection: str) -> None:
         """Remove an index and all its records, and wait until it is gone.
@@ -360,13 +346,8 @@ class PineconeStore(Store):
             It isn't within five minutes.
         """
         with self.translating(collection):
-            self.pace()
-            self._connect().indexes.delete(collection, timeout=-1)
-            self._forget(collection)
-            for _ in waits(_READY_SECONDS):
-                if collection not in self._names():
-                    return
-            raise TransientError(f"{self.address(collection)} is still there; try again")
+            self._project.indexes().delete(collection, timeout=-1)
+            self._project.wait_until_gone(collection)
 
     def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
         """Write a batch, each record replacing what was under its id, and wait until it can be read.
@@ -376,7 +357,7 @@ class PineconeStore(Store):
         the batch written: they are idempotent, and the caller writes the rest of the batch again.
         """
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             positions = self._write(plane, batch)
             unknown = wait_for_positions(plane, positions, seconds=self.freshness_seconds)
             for space, texts in self._by_namespace(batches.ids_of(batch)) if unknown else ():
@@ -396,11 +377,11 @@ class PineconeStore(Store):
 
         def write(batch: pa.RecordBatch) -> None:
             with self.translating(collection):
-                positions.update(later(positions, self._write(self._open(collection), batch)))
+                positions.update(later(positions, self._write(self._project.open(collection), batch)))
 
         yield write
         with self.translating(collection):
-            wait_for_positions(self._open(collection), positions, seconds=self.freshness_seconds)
+            wait_for_positions(self._project.open(collection), positions, seconds=self.freshness_seconds)
 
     def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:  # noqa: ARG002
         """Return what a load wrote for these ids; those that aren't there yet are waited for."""
@@ -408,7 +389,7 @@ class PineconeStore(Store):
         if found.num_rows == ids.num_rows:
             return found
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             for space, texts in self._by_namespace(ids):
                 wait_for_ids(plane, space, texts, seconds=self.freshness_seconds)
         return self.fetch(collection, ids)
@@ -416,7 +397,7 @@ class PineconeStore(Store):
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
         """Remove these ids; those that aren't there are no error."""
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             for space, texts in self._by_namespace(ids):
                 positions = {space: plane.delete(space, texts)}
                 if wait_for_positions(plane, positions, seconds=self.freshness_seconds):
@@ -425,7 +406,7 @@ class PineconeStore(Store):
     def begin_load(self, collection: str) -> None:
         """Wait until the index is ready: a run that was killed may have left it half made."""
         with self.translating(collection):
-            self._wait_until_ready(collection)
+            self._project.wait_until_ready(collection)
 
     # ── search ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -436,7 +417,7 @@ class PineconeStore(Store):
         if name or where is not None:
             raise self._unsupported("search by a named vector or with a filter", collection)
         with self.translating(collection):
-            plane = self._open(collection)
+            plane = self._project.open(collection)
             field = plane.schema.vectors[0]
             if field.kind is VectorKind.SPARSE:
                 raise self._unsupported("search by a sparse vector", collection)
@@ -481,19 +462,14 @@ class PineconeStore(Store):
 
     def close(self) -> None:
         """Close all connections; they are opened again on use."""
-        with self._lock:
-            planes, self._planes = self._planes, {}
-            control, self._control = self._control, None
-        for plane in planes.values():
-            plane.close()
-        if control is not None:
-            control.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def translate(self, error: Exception, collection: str | None = None) -> MigrationError:
         """Return the error of `errors.py` for what pinecone raised."""
         kind, advice = classify(error)
         if collection is not None and kind in (CollectionNotFoundError, StoreUnavailableError):
-            kind, advice = self._look_again(collection, kind, advice)
+            kind, advice = self._project.look_again(collection, kind, advice)
         found = str(error)[:500] or type(error).__name__
         if self.api_key is not None and (secret := self.api_key.get_secret_value()):
             found = found.replace(secret, "***")
@@ -502,66 +478,23 @@ class PineconeStore(Store):
         where = self.address(collection)
         return kind(f"{where}: {found}; {advice}", store=self.kind, collection=collection, **facts)
 
-    def _look_again(
-        self, collection: str, kind: type[MigrationError], advice: str
-    ) -> tuple[type[MigrationError], str]:
-        """Tell an index that is gone, or moved, from a service that can't be reached."""
-        self._forget(collection)
-        try:
-            names = self._names()
-        except Exception:  # noqa: BLE001 - then the control plane is no wiser
-            return kind, advice
-        if collection not in names:
-            return CollectionNotFoundError, f"there are: {', '.join(names) or 'none'}"
-        if kind is CollectionNotFoundError:
-            return TransientError, "the index was made anew meanwhile: try again"
-        return kind, advice
-
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _connect(self) -> Any:
+    @property
+    def _project(self) -> Project:
         with self._lock:
-            if self._control is None:
-                key = self.api_key.get_secret_value() if self.api_key else ""
-                if not key and not (self.host and is_loopback(self.host)):
-                    raise AuthenticationError(
-                        f"{self.address()}: there is no key: set PINECONE_API_KEY", store=self.kind
-                    )
-                self._control = open_control(
-                    api_key=key or _FOR_LOCAL, host=self.host, timeout_seconds=self.timeout_seconds
+            if self._opened is None:
+                self._opened = Project(
+                    self,
+                    api_key=self.api_key.get_secret_value() if self.api_key else "",
+                    host=self.host,
+                    timeout_seconds=self.timeout_seconds,
+                    undeclared_sparse=self.sparse,
                 )
-            return self._control
+            return self._opened
 
-    def _names(self) -> list[str]:
-        self.pace()
-        return sorted(model.name for model in self._connect().indexes.list())
-
-    def _open(self, collection: str, *, afresh: bool = False) -> Plane:
-        """Return the data plane of an index, asked of the control plane once, or `afresh`."""
-        with self._lock:
-            plane = self._planes.get(collection)
-        if plane is not None and not afresh:
-            return plane
-        self.pace()
-        control = self._connect()
-        model = control.indexes.describe(collection)
-        where, host = self.address(collection), data_host(model, self.host)
-        check_deployment(model, where=where)
-        moved = plane is None or plane.index.host != host
-        index = open_index(control, host) if moved or plane is None else plane.index
-        self.pace()
-        stats = index.describe_index_stats()
-        fields = vector_fields(model, dimensions=stats.dimension, undeclared_sparse=self.sparse, where=where)
-        in_use = is_made_for_namespaces(model) or any(map(normal, stats.namespaces))
-        schema = schema_of(model, fields, has_namespaces=self.namespace is None and in_use)
-        opened = Plane(index=index, schema=schema, pace=self.pace, where=where)
-        with self._lock:
-            self._planes[collection] = opened
-        return opened
-
-    def _forget(self, collection: str) -> None:
-        with self._lock:
-            self._planes.pop(collection, None)
+    def _has_namespaces(self, plane: Plane) -> bool:
+        return self.namespace is None and plane.schema.has_namespaces
 
     def _spaces(self, plane: Plane) -> list[str]:
         return plane.namespaces() if self.namespace is None else [self.namespace]
@@ -602,16 +535,6 @@ class PineconeStore(Store):
         if self.namespace:
             records = [record._replace(namespace=self.namespace) for record in records]
         return plane.upsert(records)
-
-    def _wait_until_ready(self, collection: str) -> None:
-        for _ in waits(_READY_SECONDS):
-            self.pace()
-            status = self._connect().indexes.describe(collection).status
-            if status.ready:
-                return
-            if status.state in ("InitializationFailed", "Terminating", "Disabled"):
-                raise StoreRefusedError(f"{self.address(collection)}: the index is {status.state}")
-        raise TransientError(f"{self.address(collection)} isn't ready yet ({status.state}); try again")
 
 
 def _distance(score: float, metric: Metric | None) -> float:
