@@ -523,7 +523,9 @@ def test_a_folder_is_a_collection_of_its_parent(tmp_path, monkeypatch):
     assert (collection, found.count(collection)) == ("docs", 2)
 
 
-@pytest.mark.parametrize("text", ["parquet:s3://bucket/prefix", "parquet:s3://bucket/prefix#docs"])
-def test_a_place_that_is_no_local_folder_is_refused(text):
-    with pytest.raises(ConfigurationError, match="local folder"):
+@pytest.mark.parametrize(
+    "text", ["parquet:./root?namspace=a#docs", "parquet:./root?anonymous=perhaps#docs", "parquet:ftp://#docs"]
+)
+def test_an_address_that_asks_for_what_there_is_not_is_refused(text):
+    with pytest.raises(ConfigurationError, match="parquet:"):
         open_address(text)

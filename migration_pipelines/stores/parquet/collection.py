@@ -19,11 +19,12 @@ A part that is changed gets a new file, `part-0001~2.parquet`; what is before th
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -33,11 +34,12 @@ from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.model import CollectionSchema, Metric, Value
 from migration_pipelines.stores.parquet import part as parts
-from migration_pipelines.stores.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet.folder import Folder, LocalFolder
 
 MANIFEST = "_collection.json"
 LOADING = ".loading"
 _FORMAT = 1
+F = TypeVar("F", bound=Folder)
 
 
 class PartFile(Value):
@@ -69,7 +71,8 @@ class Manifest(Value):
 
     `records`, `digest` (the sum of the files' digests modulo 2**128) and `metrics` (of each vector column)
     say again what follows from the rest, for people and other programs. `replaced` names files that the
-    publishing of this manifest removes.
+    publishing of this manifest removes. `load` tells the first load from others of the same name, where
+    files have their final names from the start.
     """
 
     format: int = _FORMAT
@@ -79,6 +82,7 @@ class Manifest(Value):
     digest: str = ""
     files: tuple[PartFile, ...] | None = None
     replaced: tuple[str, ...] = ()
+    load: str = ""
 
     @classmethod
     def of(
@@ -87,11 +91,12 @@ class Manifest(Value):
         files: Iterable[PartFile] | None = None,
         *,
         replaced: Sequence[str] = (),
+        load: str = "",
     ) -> Manifest:
         """Return the manifest of a collection of these files."""
         metrics = {batches.vector_column(field.name): field.metric for field in schema.vectors}
         if files is None:
-            return cls(schema=schema, metrics=metrics)
+            return cls(schema=schema, metrics=metrics, load=load)
         files = tuple(sorted(files, key=lambda file: file.name))
         return cls(
             schema=schema,
@@ -100,12 +105,15 @@ class Manifest(Value):
             digest=f"{batches.add_digests(int(file.digest, 16) for file in files):032x}",
             files=files,
             replaced=tuple(replaced),
+            load=load,
         )
 
     def text(self) -> str:
         """Return the file's text."""
         data = self.model_dump(mode="json", by_alias=True)
         data["schema"]["id_kinds"].sort()
+        if not self.load:
+            del data["load"]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -121,7 +129,7 @@ class State(Enum):
 class Located:
     """A file of a collection and the folder where it lies now."""
 
-    folder: LocalFolder
+    folder: Folder
     name: str
     expected: PartFile | None = None  # as the manifest has it, where it is published
     is_plain: bool = False
@@ -146,12 +154,116 @@ class Contents:
         return replace(self, files={name: file for name, file in self.files.items() if name != part})
 
 
-class CollectionFolder:
-    """One collection's folder. Reading changes nothing; what changes something says so."""
+class CollectionFolder(ABC, Generic[F]):
+    """One collection's folder, wherever it is. Reading changes nothing; what changes something says so."""
 
-    def __init__(self, folder: LocalFolder) -> None:
+    staged: F  # where new files are until `put`
+
+    def __init__(self, folder: F) -> None:
         self.folder = folder
         self.hidden = folder.child(LOADING)
+
+    @abstractmethod
+    def contents(self) -> Contents | None:
+        """Return what the collection consists of now, None where there is none."""
+
+    @abstractmethod
+    def identity(self) -> list[Any]:
+        """Return what changes when the collection does: its manifest, then of each file its name and more."""
+
+    @abstractmethod
+    def create(self, schema: CollectionSchema) -> None:
+        """Begin a collection: it is loading, and holds nothing. Under `changing`."""
+
+    @abstractmethod
+    def changing(self) -> AbstractContextManager[None]:
+        """Keep other writers out."""
+
+    @abstractmethod
+    def staging(self) -> AbstractContextManager[dict[str, str]]:
+        """Give the place to note new files by part; they are removed when anything fails."""
+
+    @abstractmethod
+    def new_file(self, part: str) -> AbstractContextManager[tuple[str, pa.NativeFile]]:
+        """Give the name of a new file of a part and the file to write; gone if left by an exception."""
+
+    def stage(self, part: str, schema: CollectionSchema, groups: Iterable[pa.RecordBatch]) -> str:
+        """Write a new file of these row groups, empty ones too, and return its name. Under `changing`."""
+        columns = batches.arrow_schema(schema)
+        with self.new_file(part) as (name, sink), parts.PartWriter(sink, columns) as writer:
+            for group in groups:
+                writer.write_group(group)
+        return name
+
+    @abstractmethod
+    def put(self, contents: Contents, new: Mapping[str, str]) -> None:
+        """Make new files those of some parts, all or none of them. Under `changing`.
+
+        During a first load it is one after the other: nobody takes what is loading for whole.
+
+        Parameters
+        ----------
+        new
+            The new file by part, as `stage` gives it.
+        """
+
+    @abstractmethod
+    def finish(self, contents: Contents) -> None:
+        """Publish what was loaded; nothing where that is done. Under `changing`."""
+
+    @abstractmethod
+    def drop(self, contents: Contents) -> None:
+        """Remove the collection, and of the folder nothing that isn't of it. Under `changing`.
+
+        The manifests go last: what a crash leaves isn't taken for another tool's files.
+        """
+
+    # ── for both kinds ───────────────────────────────────────────────────────────────────────────────
+
+    def _examined(self, name: str, schema: CollectionSchema) -> PartFile:
+        """Return what a manifest says of a new file."""
+        records = batches.arrow_schema(schema)
+        with parts.opened(self.staged, name) as file:
+            digest = parts.digest_of(file)
+            if digest is None or not file.schema_arrow.equals(records):
+                raise StoreRefusedError(
+                    f"{self.staged.where(name)} isn't what this load wrote: expected the columns "
+                    f"{records.names} and a digest in the footer, found {file.schema_arrow.names}; "
+                    "remove the file",
+                    file=name,
+                )
+            size = self.staged.version(name)[0]
+            return PartFile(name=name, records=file.metadata.num_rows, bytes=size, digest=f"{digest:032x}")
+
+    def _manifest(self, folder: F) -> Manifest | None:
+        text, where = folder.text(MANIFEST), folder.where(MANIFEST)
+        if text is None:
+            return None
+        try:
+            manifest = Manifest.model_validate_json(text)
+        except ValidationError as error:
+            raise StoreRefusedError(
+                f"{where} is damaged or of a later version: {error.error_count()} of its "
+                f"fields can't be read, the first: {error.errors(include_url=False)[0]['loc']}; restore it",
+                file=where,
+            ) from error
+        if manifest.format != _FORMAT:
+            raise StoreRefusedError(
+                f"{where}: expected format {_FORMAT}, found {manifest.format}; "
+                "read it with a later version of this project"
+            )
+        for name in (*(file.name for file in manifest.files or ()), *manifest.replaced):
+            if name[:1] in ("", ".") or not set("/\\\0").isdisjoint(name):
+                raise StoreRefusedError(f"{where}: {name!r} isn't a file of this folder", file=name)
+        return manifest
+
+
+class LocalCollection(CollectionFolder[LocalFolder]):
+    """One collection's folder on a local file system."""
+
+    def __init__(self, folder: LocalFolder) -> None:
+        super().__init__(folder)
+        self.staged = self.hidden
 
     def contents(self) -> Contents | None:
         """Return what the collection consists of now, None where there is none."""
@@ -201,14 +313,10 @@ class CollectionFolder:
                 self.hidden.remove(hidden)
             raise
 
-    def stage(self, schema: CollectionSchema, groups: Iterable[pa.RecordBatch]) -> str:
-        """Write a hidden file of these row groups, empty ones too, and return its name. Under `changing`."""
+    def new_file(self, part: str) -> AbstractContextManager[tuple[str, pa.NativeFile]]:  # noqa: ARG002
+        """Give the name of a hidden file and the file to write; it gets its own name by `put`."""
         self.hidden.make()
-        columns = batches.arrow_schema(schema)
-        with self.hidden.temporary() as (hidden, sink), parts.PartWriter(sink, columns) as writer:
-            for group in groups:
-                writer.write_group(group)
-        return hidden
+        return self.hidden.temporary()
 
     def put(self, contents: Contents, new: Mapping[str, str]) -> None:
         """Make hidden files the new ones of some parts, all or none of them. Under `changing`.
@@ -246,7 +354,8 @@ class CollectionFolder:
         The manifests go last: what a crash leaves isn't taken for another tool's files.
         """
         for located in contents.files.values():
-            located.folder.remove(located.name)
+            self.hidden.remove(located.name)
+            self.folder.remove(located.name)
         self.hidden.remove_temporary()
         self.hidden.remove(MANIFEST)
         self.hidden.remove_if_empty()
@@ -278,45 +387,6 @@ class CollectionFolder:
         # Named, but never listed: whoever wrote them was killed before the manifest.
         for name in self.hidden.names(suffix=parts.SUFFIX):
             self.hidden.remove(name)
-
-    def _examined(self, name: str, schema: CollectionSchema) -> PartFile:
-        records = batches.arrow_schema(schema)
-        with parts.opened(self.hidden, name) as file:
-            digest = parts.digest_of(file)
-            if digest is None or not file.schema_arrow.equals(records):
-                raise StoreRefusedError(
-                    f"{self.hidden.path / name} isn't what this load wrote: expected the columns "
-                    f"{records.names} and a digest in the footer, found {file.schema_arrow.names}; "
-                    "remove the file",
-                    file=name,
-                )
-            size = self.hidden.version(name)[0]
-            return PartFile(name=name, records=file.metadata.num_rows, bytes=size, digest=f"{digest:032x}")
-
-    def _manifest(self, folder: LocalFolder) -> Manifest | None:
-        text = folder.text(MANIFEST)
-        if text is None:
-            return None
-        try:
-            manifest = Manifest.model_validate_json(text)
-        except ValidationError as error:
-            raise StoreRefusedError(
-                f"{folder.path / MANIFEST} is damaged or of a later version: {error.error_count()} of its "
-                f"fields can't be read, the first: {error.errors(include_url=False)[0]['loc']}; restore it",
-                file=str(folder.path / MANIFEST),
-            ) from error
-        if manifest.format != _FORMAT:
-            raise StoreRefusedError(
-                f"{folder.path / MANIFEST}: expected format {_FORMAT}, found {manifest.format}; "
-                "read it with a later version of this project"
-            )
-        for name in (*(file.name for file in manifest.files or ()), *manifest.replaced):
-            if name[:1] in ("", ".") or not set("/\\\0").isdisjoint(name):
-                raise StoreRefusedError(
-                    f"{folder.path / MANIFEST}: {name!r} isn't a file of this folder",
-                    file=name,
-                )
-        return manifest
 
 
 def part_name(prefix: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """LocalFolder: the file operations that a collection in files needs, durable and whole or not at all.
 
-Everything that touches the file system goes through here, so that another place for files needs this
-class alone.
+Everything that touches the local file system goes through here. `Folder` is what reading needs of a folder,
+wherever it is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
 _TEMPORARY = ".tmp"
+
+
+class Folder(Protocol):
+    """A folder to read from; it needn't be there yet."""
+
+    @property
+    def prefetch(self) -> bool:
+        """Whether a row group is best read as a whole."""
+
+    def child(self, name: str) -> Self:
+        """Return the folder of that name in this one."""
+
+    def where(self, name: str | None = None) -> str:
+        """Return what a message calls the folder, or a file in it."""
+
+    def names(self, *, suffix: str) -> list[str]:
+        """Return the names of the files that end so, hidden ones left out, sorted; none without a folder."""
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders in this one, sorted; none without a folder."""
+
+    def text(self, name: str) -> str | None:
+        """Return what a file holds, None where it isn't there."""
+
+    def version(self, name: str) -> tuple[int, Any, int]:
+        """Return what changes when a file is replaced or written to; first its size in bytes."""
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file for reading."""
+
+    def make(self) -> None:
+        """Make the folder, with those above it, where it isn't there."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +60,12 @@ class LocalFolder:
     """
 
     path: Path
+
+    prefetch = False
+
+    def where(self, name: str | None = None) -> str:
+        """Return the path of the folder, or of a file in it."""
+        return str(self.path if name is None else self.path / name)
 
     def child(self, name: str) -> LocalFolder:
         """Return the folder of that name in this one."""

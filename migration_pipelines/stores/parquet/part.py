@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
-from migration_pipelines.stores.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet.folder import Folder
 
 ROW_GROUP_RECORDS = 8192
 ROW_GROUP_BYTES = 8 * 2**20
@@ -113,7 +113,7 @@ def _float_paths(path: str, kind: pa.DataType) -> list[str]:
 
 
 @contextmanager
-def opened(folder: LocalFolder, name: str) -> Iterator[pq.ParquetFile]:
+def opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
     """Open a file for reading; what can't be read is told by its name.
 
     Raises
@@ -126,7 +126,10 @@ def opened(folder: LocalFolder, name: str) -> Iterator[pq.ParquetFile]:
         with (
             folder.open(name) as source,
             pq.ParquetFile(
-                source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+                source,
+                buffer_size=0 if folder.prefetch else _READ_BUFFER_BYTES,
+                pre_buffer=folder.prefetch,
+                page_checksum_verification=True,
             ) as file,
         ):
             yield file
@@ -134,9 +137,9 @@ def opened(folder: LocalFolder, name: str) -> Iterator[pq.ParquetFile]:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise StoreRefusedError(
-            f"{folder.path / name} can't be read: {error}; the file is damaged or no Parquet: restore it or "
+            f"{folder.where(name)} can't be read: {error}; the file is damaged or no Parquet: restore it or "
             "write the collection again, for nothing of it is skipped",
-            file=str(folder.path / name),
+            file=folder.where(name),
         ) from error
 
 
@@ -165,7 +168,7 @@ def read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.R
     return batch.replace_schema_metadata(None)
 
 
-def read_ids(folder: LocalFolder, name: str) -> pa.RecordBatch:
+def read_ids(folder: Folder, name: str) -> pa.RecordBatch:
     """Return all ids of a file, with their namespaces where it has them."""
     with opened(folder, name) as file:
         names = batches.id_names(file.schema_arrow)
@@ -192,7 +195,7 @@ def _may_hold(group: Any, asked: pa.Array) -> bool:
     return bool(pc.any(within).as_py())
 
 
-def row_groups(folder: LocalFolder, name: str) -> Iterator[pa.RecordBatch]:
+def row_groups(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
     """Yield every row group of a file whole, empty ones too."""
     with opened(folder, name) as file:
         for group in range(file.num_row_groups):

@@ -22,7 +22,7 @@ from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.metadata import dump_metadata, load_metadata
 from migration_pipelines.model import CollectionSchema, DType, IdKind, VectorField
 from migration_pipelines.stores.parquet import part as parts
-from migration_pipelines.stores.parquet.folder import LocalFolder
+from migration_pipelines.stores.parquet.folder import Folder
 
 _KNOWN = (batches.ID, batches.ID_TYPE, batches.DOCUMENT, batches.METADATA, batches.NAMESPACE)
 _DTYPES = {
@@ -34,7 +34,7 @@ _DTYPES = {
 }
 
 
-def infer_schema(name: str, folder: LocalFolder, files: Sequence[str]) -> CollectionSchema:
+def infer_schema(name: str, folder: Folder, files: Sequence[str]) -> CollectionSchema:
     """Return the schema of a folder of plain Parquet files; no metric is known.
 
     Raises
@@ -65,7 +65,7 @@ def infer_schema(name: str, folder: LocalFolder, files: Sequence[str]) -> Collec
     )
 
 
-def _columns(folder: LocalFolder, name: str) -> list[str]:
+def _columns(folder: Folder, name: str) -> list[str]:
     with parts.opened(folder, name) as file:
         return list(file.schema_arrow.names)
 
@@ -127,7 +127,7 @@ def _vector_name(column: str, columns: pa.Schema) -> str:
     return "" if len(_vector_columns(columns)) == 1 else column
 
 
-def _dimensions(folder: LocalFolder, files: Sequence[str], column: str, kind: pa.DataType) -> int:
+def _dimensions(folder: Folder, files: Sequence[str], column: str, kind: pa.DataType) -> int:
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     for name in files:
@@ -139,7 +139,7 @@ def _dimensions(folder: LocalFolder, files: Sequence[str], column: str, kind: pa
     raise _refused(folder, files[0], f"a vector in column {column!r}, found none in {len(files)} files")
 
 
-def _id_kinds(folder: LocalFolder, files: Sequence[str], columns: pa.Schema) -> frozenset[IdKind]:
+def _id_kinds(folder: Folder, files: Sequence[str], columns: pa.Schema) -> frozenset[IdKind]:
     if batches.ID_TYPE not in columns.names:
         kind = columns.field(batches.ID).type
         if pa.types.is_integer(kind):
@@ -241,8 +241,8 @@ def _types(columns: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in columns)
 
 
-def _refused(folder: LocalFolder, name: str, expected: str) -> StoreRefusedError:
+def _refused(folder: Folder, name: str, expected: str) -> StoreRefusedError:
     return StoreRefusedError(
-        f"{folder.path / name} isn't a file of records: expected {expected}",
+        f"{folder.where(name)} isn't a file of records: expected {expected}",
         file=name,
     )

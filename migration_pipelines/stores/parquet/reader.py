@@ -48,12 +48,12 @@ class Reader:
         folder = files[0].folder
         version = [(file.name, folder.version(file.name)) for file in files]
         with self._lock:
-            known = self._schemas.get(str(folder.path))
+            known = self._schemas.get(folder.where())
         if known is not None and known[0] == version:
             return known[1]
         schema = plain.infer_schema(name, folder, [file.name for file in files])
         with self._lock:
-            self._schemas[str(folder.path)] = (version, schema)
+            self._schemas[folder.where()] = (version, schema)
         return schema
 
     # ── whole files and spans ────────────────────────────────────────────────────────────────────────
@@ -102,7 +102,7 @@ class Reader:
             first, stop = (bounds or {}).get("groups", (0, file.num_row_groups))
             start, end = (bounds or {}).get("rows", (0, None))
             row = 0
-            for batch in file.iter_batches(batch_records, row_groups=list(range(first, stop)), columns=names):
+            for batch in _batches(file, located, range(first, stop), names, batch_records):
                 kept = batch.slice(
                     max(0, start - row), None if end is None else max(0, end - max(row, start))
                 )
@@ -181,8 +181,16 @@ class Reader:
         return found
 
 
+def _batches(
+    file: pq.ParquetFile, located: Located, groups: range, names: Sequence[str], records: int
+) -> Iterator[pa.RecordBatch]:
+    # What is prefetched is held until the iterator ends: of a remote file one row group at a time.
+    for some in ([group] for group in groups) if located.folder.prefetch else (list(groups),):
+        yield from file.iter_batches(records, row_groups=some, columns=names)
+
+
 def _version(located: Located) -> tuple[Any, ...]:
-    return str(located.folder.path), located.name, *located.folder.version(located.name)
+    return located.folder.where(located.name), *located.folder.version(located.name)
 
 
 @contextmanager
@@ -194,7 +202,7 @@ def _opened(located: Located) -> Iterator[pq.ParquetFile]:
     FileNotFoundError
     StoreRefusedError
     """
-    path, expected = located.folder.path / located.name, located.expected
+    path, expected = located.folder.where(located.name), located.expected
     size = located.folder.version(located.name)[0]
     with parts.opened(located.folder, located.name) as file:
         found = (size, file.metadata.num_rows)
@@ -214,7 +222,7 @@ def _columns(file: pq.ParquetFile, located: Located, schema: CollectionSchema, *
     expected, found = batches.arrow_schema(schema), file.schema_arrow
     if not found.equals(expected):
         raise StoreRefusedError(
-            f"{located.folder.path / located.name} has the columns {found.names}, its manifest says "
+            f"{located.folder.where(located.name)} has the columns {found.names}, its manifest says "
             f"{expected.names} of certain types: something else changed it; restore it",
             expected=str(expected),
             found=str(found),
@@ -226,6 +234,6 @@ def _records(
     found: pa.RecordBatch, located: Located, schema: CollectionSchema, *, vectors: bool
 ) -> pa.RecordBatch:
     if located.is_plain:
-        where = str(located.folder.path / located.name)
+        where = located.folder.where(located.name)
         return plain.to_batch(found, schema, vectors=vectors, where=where)
     return found.replace_schema_metadata(None)

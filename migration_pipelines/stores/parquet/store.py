@@ -1,8 +1,9 @@
 """ParquetStore: collections as folders of Parquet files, readable by any Parquet reader.
 
-Address: `parquet:./backup` is one collection; `parquet:./root#backup` is the same folder named in its parent.
-How the folder is laid out, and why no crash shows a half of it, is told in `parquet/collection.py`. Folders
-of plain Parquet files, by other tools, are read (`parquet/plain.py`) and never changed.
+Address: `parquet:./backup` is one collection; `parquet:./root#backup` is the same folder named in its parent;
+`parquet:s3://bucket/prefix#backup` is one in an object store. How a folder is laid out, and why no crash
+shows a half of it, is told in `parquet/collection.py` and `parquet/remote_collection.py`. Folders of plain
+Parquet files, by other tools, are read (`parquet/plain.py`) and never changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pydantic import PrivateAttr, field_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
@@ -51,6 +52,7 @@ from migration_pipelines.stores.parquet.collection import (
     LOADING,
     CollectionFolder,
     Contents,
+    LocalCollection,
     Located,
     PartFile,
     State,
@@ -58,20 +60,49 @@ from migration_pipelines.stores.parquet.collection import (
 )
 from migration_pipelines.stores.parquet.folder import LocalFolder
 from migration_pipelines.stores.parquet.reader import Reader
+from migration_pipelines.stores.parquet.remote import RemoteFiles, RemoteFolder
+from migration_pipelines.stores.parquet.remote_collection import RemoteCollection
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _T = TypeVar("_T")
 
 
-class ParquetStore(Store):
-    """A folder of collections on the local file system, each a folder of Parquet files.
+def _usable_url(url: str) -> str:
+    """Return a URL without a slash at its end.
 
-    `fingerprint` misses a change to a plain file only where its size and time of change stay the same.
+    Raises
+    ------
+    ConfigurationError
+        There is a login in it, which isn't repeated.
+    """
+    scheme, _, place = url.partition("://")
+    first = place.partition("/")[0]
+    if "@" in first or (":" in first and "@" in place and not first.startswith("arn:")):
+        raise ConfigurationError(
+            f"parquet: a {scheme}:// address holds no login: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+            "(or what that store's own tools use) in the environment"
+        )
+    if not set("#?\0").isdisjoint(place) or not scheme or not place.strip("/"):
+        raise ConfigurationError(
+            f"parquet: {scheme}:// must be followed by a bucket and a prefix without #, ? or NUL"
+        )
+    return f"{scheme}://{place.rstrip('/')}"
+
+
+class ParquetStore(Store):
+    """A folder of collections, each a folder of Parquet files: local, or in an object store.
+
+    `fingerprint` misses a change to a plain file only where its size and time of change (or its tag) stay the
+    same.
 
     Parameters
     ----------
     path
-        The folder that holds the collections.
+        The local folder that holds the collections; None where `url` says it.
+    url
+        The same in an object store, such as `s3://bucket/prefix`. Credentials come from the environment.
+    anonymous
+        Sign no request, as for public buckets.
     namespace
         Show and write the records of this namespace alone; what is created then has namespaces.
     """
@@ -105,21 +136,36 @@ class ParquetStore(Store):
         round_trip={},
     )
 
-    path: Path = Path()
+    path: Path | None = Path()
+    url: str | None = None
+    anonymous: bool = False
     namespace: str | None = None
 
     _reader: Reader = PrivateAttr(default_factory=Reader)
+    _files: RemoteFiles | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Take a URL for a path too."""
+        given = values.get("url") or values.get("path")
+        if isinstance(given, str) and "://" in given:
+            return {**values, "path": None, "url": _usable_url(given)}
+        return values
 
     @field_validator("path")
     @classmethod
-    def _usable_path(cls, path: Path) -> Path:
-        if "://" in str(path) or ":/" in str(path):
-            raise ConfigurationError(f"parquet: {path} isn't a local folder, and only those can be used")
-        if not set("#?\0").isdisjoint(str(path)):
+    def _usable_path(cls, path: Path | None) -> Path | None:
+        if path is not None and not set("#?\0").isdisjoint(str(path)):
             raise ConfigurationError(
                 f"parquet: {str(path)!r} has a #, ? or NUL in it, which no address can hold"
             )
         return path
+
+    def model_post_init(self, _: Any) -> None:
+        """Get ready to connect to an object store, on first use."""
+        if self.url is not None:
+            self._files = RemoteFiles(self.url, anonymous=self.anonymous, pace=self.pace)
 
     # ── identity ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,23 +173,34 @@ class ParquetStore(Store):
     def from_address(cls, address: Address) -> tuple[Self, str | None]:
         """Return the store and the collection.
 
-        `parquet:./root/`, with the slash, is the folder of collections, unless it is a collection itself.
+        `parquet:./root/`, with the slash, is the folder of collections, unless it is a collection itself. In
+        an object store it is, and a bucket always.
         """
-        path = Path(address.path).expanduser()
-        options = dict(address.query)
-        if unknown := options.keys() - {"namespace"}:
+        options: dict[str, Any] = dict(address.query)
+        if unknown := options.keys() - {"namespace", "anonymous"}:
             raise ConfigurationError(f"parquet: an address has no option {', '.join(sorted(unknown))}")
+        if options.get("anonymous", "true") not in ("true", "false"):
+            raise ConfigurationError("parquet: ?anonymous= is true or false")
+        if "://" in address.path:
+            scheme, _, place = _usable_url(address.path).partition("://")
+            folder, _, name = place.rpartition("/")
+            if address.collection or not folder or address.path.endswith("/"):
+                return cls(url=f"{scheme}://{place}", **options), address.collection
+            return cls(url=f"{scheme}://{folder}", **options), name
+        path = Path(address.path).expanduser()
         if address.collection:
             return cls(path=path, **options), address.collection
-        if address.path.endswith("/") and CollectionFolder(LocalFolder(path)).contents() is None:
+        if address.path.endswith("/") and LocalCollection(LocalFolder(path)).contents() is None:
             return cls(path=path, **options), None
         whole = path if path.name else path.resolve()
         return cls(path=whole.parent, **options), whole.name or None
 
     def address(self, collection: str | None = None) -> str:
         """Return the address of the folder or of a collection in it."""
-        path = f"{self.path}/" if collection is None else str(self.path)
+        place = str(self.url or self.path)
+        path = f"{place}/" if collection is None else place
         query = {} if self.namespace is None else {"namespace": self.namespace}
+        query |= {"anonymous": "true"} if self.anonymous else {}
         return str(Address(kind=self.kind, path=path, collection=collection, query=query))
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -151,7 +208,7 @@ class ParquetStore(Store):
     def list_collections(self) -> list[str]:
         """Return the names of the folders that hold a collection, sorted, those being loaded included."""
         with self.translating():
-            names = LocalFolder(self.path).folders()
+            names = self._root().folders()
             return [name for name in names if name != LOADING and self._folder(name).contents()]
 
     def describe(self, collection: str) -> CollectionSchema:
@@ -288,7 +345,8 @@ class ParquetStore(Store):
             fresh = batch.filter(pc.invert(batches.is_among(batch, held)))
             if fresh.num_rows:
                 groups = parts.split(fresh)
-                new[part_name("more", secrets.token_hex(8))] = folder.stage(schema, groups)
+                name = part_name("more", secrets.token_hex(8))
+                new[name] = folder.stage(name, schema, groups)
             folder.put(contents, new)
 
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
@@ -305,12 +363,12 @@ class ParquetStore(Store):
         In a finished collection it is published at once, beside the files that are there: what they hold
         under its ids goes, and nothing else does, for another migration's part may have the same name.
         """
-        name = self._part_name(part)
         with ExitStack() as stack:
             with self._changing(collection) as (folder, contents):
-                schema = contents.known_schema
-                folder.hidden.make()
-                hidden, sink = stack.enter_context(folder.hidden.temporary())
+                schema, begun = contents.known_schema, contents.state
+                is_loading = begun is State.LOADING
+                name = self._part_name(part) if is_loading else part_name("more", secrets.token_hex(8))
+                new_file, sink = stack.enter_context(folder.new_file(name))
             with self.translating(collection):
                 writer = stack.enter_context(parts.PartWriter(sink, batches.arrow_schema(schema)))
 
@@ -322,11 +380,16 @@ class ParquetStore(Store):
             with self.translating(collection):
                 stack.close()
         with self._changing(collection) as (folder, contents), folder.staging() as new:
+            new[name] = new_file
+            if contents.state is not begun:
+                raise StoreRefusedError(
+                    f"{self.address(collection)}: the load was finished while part {part} was written",
+                    store=self.kind,
+                    collection=collection,
+                )
             if contents.state is State.FINISHED:
-                name = part_name("more", secrets.token_hex(8))
-                ids = parts.read_ids(folder.hidden, hidden)
+                ids = parts.read_ids(folder.staged, new_file)
                 self._change(folder, contents, ids, parts.removing(ids), new)
-            new[name] = hidden
             folder.put(contents, new)
 
     def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:
@@ -367,6 +430,11 @@ class ParquetStore(Store):
 
         return self._steadily(collection, searched)
 
+    def close(self) -> None:
+        """Close the connection to an object store; it may be used again after."""
+        if self._files is not None:
+            self._files.close()
+
     def translate(self, error: Exception, collection: str | None = None) -> MigrationError:
         """Return the error for what the file system or pyarrow raised."""
         where = self.address(collection)
@@ -381,14 +449,22 @@ class ParquetStore(Store):
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _folder(self, collection: str) -> CollectionFolder:
+    def _root(self) -> LocalFolder | RemoteFolder:
+        if self._files is not None:
+            return RemoteFolder(self._files, str(self.url))
+        return LocalFolder(self.path or Path())
+
+    def _folder(self, collection: str) -> CollectionFolder[Any]:
         if collection in ("", ".", "..", LOADING) or not set("/\\\0").isdisjoint(collection):
             raise ConfigurationError(
                 f"parquet: {collection!r} can't be the name of a collection here: expected a folder's name "
                 "without / \\ or NUL",
                 collection=collection,
             )
-        return CollectionFolder(LocalFolder(self.path / collection))
+        root = self._root()
+        if isinstance(root, RemoteFolder):
+            return RemoteCollection(root.child(collection))
+        return LocalCollection(root.child(collection))
 
     # Of the store that is bound to a namespace: what it shows of a collection, and what it stores there.
 
@@ -416,18 +492,20 @@ class ParquetStore(Store):
             return False
         return bool(batches.arrow_schema(self.describe(schema.name)).equals(batches.arrow_schema(schema)))
 
-    def _remove_namespace(self, folder: CollectionFolder, contents: Contents) -> None:
+    def _remove_namespace(self, folder: CollectionFolder[Any], contents: Contents) -> None:
         with folder.staging() as new:
             for part, located in contents.files.items():
                 if sum(self._reader.group_records(located, self.namespace)):
                     groups = parts.row_groups(located.folder, located.name)
                     others = (parts.outside(group, self.namespace or "") for group in groups)
-                    new[part] = folder.stage(contents.known_schema, others)
+                    new[part] = folder.stage(part, contents.known_schema, others)
             folder.put(contents, new)
 
-    def _contents(self, collection: str) -> tuple[Contents, CollectionSchema]:
+    def _contents(
+        self, collection: str, folder: CollectionFolder[Any] | None = None
+    ) -> tuple[Contents, CollectionSchema]:
         with self.translating(collection):
-            contents = self._folder(collection).contents()
+            contents = (folder or self._folder(collection)).contents()
             if contents is None:
                 raise CollectionNotFoundError(
                     f"{self.address(collection)} isn't there: a folder with Parquet files was expected; "
@@ -489,23 +567,25 @@ class ParquetStore(Store):
         return contents.files[part]
 
     @contextmanager
-    def _changing(self, collection: str) -> Iterator[tuple[CollectionFolder, Contents]]:
+    def _changing(self, collection: str) -> Iterator[tuple[CollectionFolder[Any], Contents]]:
         """Give the collection to the one writer that may change it now."""
-        before, _ = self._contents(collection)
-        if before.state is State.PLAIN:
-            raise UnsupportedOperationError(
-                f"{self.address(collection)} was written by another tool, and such files are never changed; "
-                "choose another target",
-                store=self.kind,
-                collection=collection,
-            )
         folder = self._folder(collection)
+        if self.path is not None:
+            self._contents(collection)  # a local lock is one on the folder, which must be there
         with self.translating(collection), folder.changing():
-            yield folder, self._contents(collection)[0]
+            contents, _ = self._contents(collection, folder)
+            if contents.state is State.PLAIN:
+                raise UnsupportedOperationError(
+                    f"{self.address(collection)} was written by another tool, and such files are never "
+                    "changed; choose another target",
+                    store=self.kind,
+                    collection=collection,
+                )
+            yield folder, contents
 
     def _change(
         self,
-        folder: CollectionFolder,
+        folder: CollectionFolder[Any],
         contents: Contents,
         ids: pa.RecordBatch,
         change: parts.Change,
@@ -518,5 +598,5 @@ class ParquetStore(Store):
             if held.num_rows:
                 found.append(held)
                 groups = map(change, parts.row_groups(located.folder, located.name))
-                new[part] = folder.stage(contents.known_schema, groups)
+                new[part] = folder.stage(part, contents.known_schema, groups)
         return pa.concat_batches(found)
