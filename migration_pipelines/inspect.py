@@ -18,7 +18,7 @@ from migration_pipelines import filters
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.envelope import decode
 from migration_pipelines.mapping import awkward_ids
-from migration_pipelines.metadata import load_metadata, value_kinds
+from migration_pipelines.metadata import count_kinds, load_all
 from migration_pipelines.model import Capabilities, CollectionSchema, IdKind, Profile, Span, Value
 from migration_pipelines.store import Store
 
@@ -189,17 +189,21 @@ class ProfileCounter:
         self._ids.add(batch)
         if NAMESPACE in batch.schema.names:
             self._namespaces.update(pc.fill_null(batch.column(NAMESPACE), "").to_pylist())
-        for text in batch.column(METADATA).drop_null().to_pylist():
-            self._add_metadata(load_metadata(text))
+        self._add_metadata(load_all(batch.column(METADATA).drop_null().to_pylist()))
         if self._target is not None:
             self._add_refused(batch, self._target)
 
-    def _add_metadata(self, metadata: dict[str, Any]) -> None:
-        self._counts["with_metadata"] += 1
-        self._counts["empty_metadata"] += not metadata
-        for key, value in metadata.items():
-            self._fields[key].update(kind.value for kind in set(value_kinds(value)))
-            self._present[key] += value is not None
+    def _add_metadata(self, records: list[dict[str, Any]]) -> None:
+        self._counts["with_metadata"] += len(records)
+        columns: defaultdict[str, list[Any]] = defaultdict(list)
+        for metadata in records:
+            self._counts["empty_metadata"] += not metadata
+            for key, value in metadata.items():
+                columns[key].append(value)
+        for key, values in columns.items():
+            kinds = count_kinds(values)
+            self._fields[key].update({kind.value: count for kind, count in kinds.items()})
+            self._present[key] += sum(value is not None for value in values)
 
     def _add_refused(self, batch: pa.RecordBatch, target: Capabilities) -> None:
         self._counts["awkward_ids"] += int(awkward_ids(batch, target, self._accepts_id).sum())

@@ -15,6 +15,7 @@ import json
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,15 @@ def load_metadata(text: str) -> dict[str, Any]:
     if len(value) == 1 and isinstance(typed, list) and typed[:1] == ["object"]:
         value = typed[1]
     return {key: _untyped(item) for key, item in value.items()}
+
+
+def load_all(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the metadata of many records' texts, none of them null; faster than one by one."""
+    joined = ",".join(texts)
+    if TYPED in joined or _LONG_DIGITS.search(joined):
+        return [load_metadata(text) for text in texts]
+    found: list[dict[str, Any]] = orjson.loads(f"[{joined}]")
+    return found
 
 
 def load_json(text: str) -> Any:
@@ -204,6 +214,33 @@ def value_kinds(value: Any) -> Iterator[ValueKind]:
             yield from value_kinds(item)
 
 
+def count_kinds(values: Sequence[Any]) -> Counter[ValueKind]:
+    """Return how many of many values are made of each kind; values of one plain type are counted at once."""
+    found: Counter[ValueKind] = Counter()
+    for kind, same in _by_type(values).items():
+        if kind is bool:
+            found[ValueKind.BOOL] += len(same)
+        elif kind is type(None):
+            found[ValueKind.NULL] += len(same)
+        elif kind is str and "" not in same and "\0" not in "".join(same):
+            found[ValueKind.TEXT] += len(same)
+        elif kind is int and max(map(abs, same)) <= 2**53:
+            found[ValueKind.INT53] += len(same)
+        elif kind is float:
+            found.update(map(_float_kind, same))
+        else:
+            for value in same:
+                found.update(set(value_kinds(value)))
+    return found
+
+
+def _by_type(values: Sequence[Any]) -> dict[type, Sequence[Any]]:
+    types = set(map(type, values))
+    if len(types) == 1:
+        return {types.pop(): values}
+    return {kind: [value for value in values if type(value) is kind] for kind in types}
+
+
 def _text_kind(value: str) -> ValueKind:
     if not value:
         return ValueKind.EMPTY_TEXT
@@ -225,7 +262,11 @@ def _float_kind(value: float) -> ValueKind:
         return ValueKind.NEGATIVE_ZERO if math.copysign(1, value) < 0 else ValueKind.SHORT_FLOAT
     if abs(value) >= 1e16:
         return ValueKind.INTEGRAL_FLOAT
-    _, digits, exponent = decimal.Decimal(repr(value)).normalize().as_tuple()
+    # Most prices, scores and pages: at most 15 digits before and after the point, and no exponent.
+    text = repr(value)
+    if len(text) <= 16 and "e" not in text:
+        return ValueKind.SHORT_FLOAT
+    _, digits, exponent = decimal.Decimal(text).normalize().as_tuple()
     short = len(digits) <= 15 and abs(int(exponent)) <= 22
     return ValueKind.SHORT_FLOAT if short else ValueKind.FLOAT
 

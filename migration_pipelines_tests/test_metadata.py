@@ -8,6 +8,7 @@ import json
 import math
 import struct
 import uuid
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 
 from migration_pipelines.metadata import (
     canonical,
+    count_kinds,
     dump_all,
     dump_metadata,
+    load_all,
     load_metadata,
     value_kind,
     value_kinds,
@@ -202,3 +205,14 @@ def test_hazards_among_many_texts_are_kept_apart(hazard: Any) -> None:
     metadatas = [{"a": 1}, {"hazard": hazard}, None, {}]
     alone = [None if item is None else dump_metadata(item).encode() for item in metadatas]
     assert dump_all(metadatas) == alone
+
+
+@given(st.lists(METADATA))
+def test_many_texts_are_read_at_once_as_each_alone(metadatas: list[Any]) -> None:
+    texts = list(map(dump_metadata, metadatas))
+    assert [dump_metadata(item) for item in load_all(texts)] == texts
+
+
+@given(st.lists(VALUES) | st.lists(st.floats()) | st.lists(TEXT) | st.lists(st.integers()))
+def test_kinds_of_many_values_are_those_of_each(values: list[Any]) -> None:
+    assert count_kinds(values) == Counter(kind for value in values for kind in set(value_kinds(value)))
