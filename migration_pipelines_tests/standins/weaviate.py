@@ -199,7 +199,8 @@ class WeaviateStandin(Standin):
             if lower not in found.properties:
                 if not self.auto_schema:
                     raise InvalidValueError(
-                        f"no such prop with name '{name}' found in class '{found.body['class']}' in the schema"
+                        f"no such prop with name '{name}' found in class '{found.body['class']}' in the "
+                        "schema. Check your schema files for which properties in this class are available"
                     )
                 self._add_property(found.body, property_of(name, value))
             stored[lower] = kept(lower, value, found.properties[lower], found.body["class"])
@@ -252,7 +253,14 @@ class WeaviateStandin(Standin):
             return Reply(error.status, body)
 
     def _meta(self, request: Request, rest: list[str]) -> Reply:
-        return Reply(body={"hostname": "http://[::]:8080", "modules": {}, "version": self.version})
+        return Reply(
+            body={
+                "hostname": "http://[::]:8080",
+                "modules": {},
+                "version": self.version,
+                "grpcMaxMessageSize": self.max_message_bytes,
+            }
+        )
 
     def _schema(self, request: Request, rest: list[str]) -> Reply:
         if not rest:

@@ -75,7 +75,9 @@ class Connection:
             timeout=endpoint.timeout_seconds,
         )
         try:
-            self.version = _checked_version(str(self.rest("GET", "/meta").get("version", "")))
+            meta = self.rest("GET", "/meta")
+            self.version = _checked_version(str(meta.get("version", "")))
+            self.max_message_bytes = int(meta.get("grpcMaxMessageSize") or MAX_MESSAGE_BYTES)
         except BaseException:
             self._rest.close()
             raise
@@ -91,7 +93,8 @@ class Connection:
             if endpoint.https
             else grpc.insecure_channel(target, options=options)
         )
-        self._stub = weaviate_pb2_grpc.WeaviateStub(self._channel)
+        stubs: Any = weaviate_pb2_grpc  # generated without types
+        self._stub = stubs.WeaviateStub(self._channel)
 
     def rest(self, method: str, path: str, *, body: Any = None, query: dict[str, str] | None = None) -> Any:
         """Return the JSON of a reply; None where it has no body.

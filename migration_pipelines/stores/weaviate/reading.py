@@ -180,7 +180,7 @@ def found_dimensions(result: Any, layout: Layout) -> dict[str, int]:
 
 def _multi(raw: bytes) -> list[list[float]]:
     width = dimensions_in(raw, VectorKind.MULTI)
-    return np.frombuffer(raw, "<f4", offset=2).reshape(-1, width).tolist()  # type: ignore[no-any-return]
+    return np.frombuffer(raw, "<f4", offset=2).reshape(-1, width).tolist()
 
 
 def _fields(results: Sequence[Any], layout: Layout) -> tuple[list[str | None], list[dict[str, Any] | None]]:

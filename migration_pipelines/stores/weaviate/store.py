@@ -18,7 +18,6 @@ import contextlib
 import os
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
@@ -35,11 +34,9 @@ from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     ConfigurationError,
-    DimensionMismatchError,
     MigrationError,
     StoreRefusedError,
     TransientError,
-    UnsupportedOperationError,
 )
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import (
@@ -68,13 +65,13 @@ from migration_pipelines.stores.weaviate.layout import (
     layout_of,
     property_types,
 )
-from migration_pipelines.stores.weaviate.reading import search_request, to_batch
-from migration_pipelines.stores.weaviate.writing import Writer, check_reply
+from migration_pipelines.stores.weaviate.reading import to_batch
+from migration_pipelines.stores.weaviate.search import check_query, nearest
+from migration_pipelines.stores.weaviate.writing import Writer, check_reply, requests, with_dimensions
 
 _PORT, _GRPC_PORT, _TLS_PORT = 8080, 50051, 443
 _DOCUMENT = "document"
 _PAGE = 1000  # records a reply
-_REQUEST_RECORDS, _REQUEST_BYTES = 1000, 16 * 2**20
 _OPTIONS = frozenset({"grpc_host", "grpc_port", "https", "namespace", "document_field"})
 
 
@@ -381,14 +378,14 @@ class WeaviateStore(Store):
         def write(batch: pa.RecordBatch) -> None:
             nonlocal schema
             with self.translating(collection):
-                schema = _with_dimensions(schema, batch)
+                schema = with_dimensions(schema, batch)
                 batch = batches.conform(batch, schema, where=access.where)
                 new = set() if tenant is not None else {*writer.tenants(batch)} - known
                 objects = writer.objects(batch)
                 if new:
                     access.add_tenants(sorted(new))
                     known.update(new)
-                for request in _requests(objects):
+                for request in requests(objects, max_bytes=access.connection.max_message_bytes):
                     reply = access.call("BatchObjects", request)
                     check_reply(reply.errors, request.objects, where=access.where)
 
@@ -417,41 +414,9 @@ class WeaviateStore(Store):
             access = self._access(collection)
             tenants = access.readable(self.namespace)
             query = np.asarray(vector, "<f4")
-            self._check_query(access, tenants, query, name)
-            found = [hit for tenant in tenants for hit in self._nearest(access, tenant, query, name, limit)]
+            check_query(self._schema(access, tenants), query, name, where=access.where)
+            found = [hit for tenant in tenants for hit in nearest(access, tenant, query, name, limit)]
             return sorted(found, key=lambda hit: hit[1])[:limit]
-
-    def _check_query(self, access: Access, tenants: Sequence[str], query: Any, name: str) -> None:
-        fields = {field.name: field for field in self._schema(access, tenants).vectors}
-        field = fields.get(name)
-        if field is None or field.kind is not VectorKind.DENSE:
-            raise UnsupportedOperationError(
-                f"{access.where}: no dense vector {name or '(default)'} to search by; it has {sorted(fields)}"
-            )
-        if field.dimensions not in (None, 0, len(query)):
-            raise DimensionMismatchError(
-                f"{access.where}: the query has {len(query)} dimensions, vector {name or '(default)'} has "
-                f"{field.dimensions}",
-                expected=field.dimensions,
-                found=len(query),
-            )
-
-    def _nearest(
-        self, access: Access, tenant: str, query: Any, name: str, limit: int
-    ) -> Iterator[tuple[uuid.UUID, float]]:
-        from weaviate.proto.v1 import base_search_pb2
-
-        wire = access.layout.wire_names[name]
-        near = base_search_pb2.NearVector(
-            vector_bytes=query.tobytes(),
-            targets=None if wire is None else base_search_pb2.Targets(target_vectors=[wire]),
-        )
-        request = search_request(
-            access.layout, tenant=tenant, vectors=False, fields=False, limit=limit, near_vector=near
-        )
-        request.metadata.distance = True
-        for item in access.call("Search", request).results:
-            yield uuid.UUID(item.metadata.id), float(item.metadata.distance)
 
     def aliases(self, collection: str) -> list[str]:
         """Return the aliases that point at a collection."""
@@ -554,9 +519,9 @@ class WeaviateStore(Store):
         access = Access(connection=self._connect(), layout=layout, pace=self.pace, where=where)
         if self.namespace is not None and not layout.has_tenants:
             raise StoreRefusedError(f"{where}: the collection has no tenants; leave ?namespace= out")
-        if check_tenant and self.namespace is not None and self.namespace not in (there := access.tenants()):
+        if check_tenant and self.namespace is not None and self.namespace not in (found := access.tenants()):
             raise CollectionNotFoundError(
-                f"{where}: the tenant isn't there; there are: {', '.join([*there][:20]) or 'none'}",
+                f"{where}: the tenant isn't there; there are: {', '.join([*found][:20]) or 'none'}",
                 store=self.kind,
                 collection=collection,
             )
@@ -595,35 +560,3 @@ class WeaviateStore(Store):
 
 def _span(tenant: str, after: str | None, ids: Sequence[str]) -> Span:
     return Span(bounds={"tenant": tenant, "after": after, "last": ids[-1]}, records=len(ids))
-
-
-def _with_dimensions(schema: CollectionSchema, batch: pa.RecordBatch) -> CollectionSchema:
-    """Return the schema with dimensions from a batch where no record has any yet."""
-    fields = []
-    for field in schema.vectors:
-        name = batches.vector_column(field.name)
-        if not field.dimensions and name in batch.schema.names:
-            kind = batch.schema.field(name).type
-            dense = kind.value_type if field.kind is VectorKind.MULTI else kind
-            field = field.model_copy(update={"dimensions": getattr(dense, "list_size", 0)})
-        fields.append(field)
-    return schema.model_copy(update={"vectors": tuple(fields)})
-
-
-def _requests(objects: Sequence[Any]) -> Iterator[Any]:
-    """Yield requests within `_REQUEST_RECORDS` and `_REQUEST_BYTES`; one object may exceed the latter."""
-    from weaviate.proto.v1 import base_pb2, batch_pb2
-
-    part: list[Any] = []
-    size = 0
-    for item in objects:
-        more = item.ByteSize()
-        if part and (len(part) == _REQUEST_RECORDS or size + more > _REQUEST_BYTES):
-            yield batch_pb2.BatchObjectsRequest(
-                objects=part, consistency_level=base_pb2.CONSISTENCY_LEVEL_QUORUM
-            )
-            part, size = [], 0
-        part.append(item)
-        size += more
-    if part:
-        yield batch_pb2.BatchObjectsRequest(objects=part, consistency_level=base_pb2.CONSISTENCY_LEVEL_QUORUM)

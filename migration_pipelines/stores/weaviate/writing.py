@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 from migration_pipelines import batch as batches
 from migration_pipelines.errors import MigrationError, RecordRejectedError
 from migration_pipelines.metadata import dump_metadata, load_metadata
-from migration_pipelines.model import IdKind, VectorField, VectorKind
+from migration_pipelines.model import CollectionSchema, IdKind, VectorField, VectorKind
 from migration_pipelines.stores.weaviate.errors import of_a_record
 from migration_pipelines.stores.weaviate.layout import MORE_FIELDS, Layout, accepts_tenant, data_type
 
 _EXACT_INT = 2**53
+_REQUEST_RECORDS, _REQUEST_BYTES = 1000, 16 * 2**20
+_ENVELOPE_BYTES = 100  # of a message, and of each object in it: more than Protobuf takes
 
 
 def _is_text(value: Any) -> bool:
@@ -203,6 +205,38 @@ def _multi(vectors: Sequence[Sequence[float]], where: str) -> bytes:
         raise RecordRejectedError(f"{where}: a multivector without vectors, which Weaviate refuses")
     matrix = np.asarray(vectors, "<f4")
     return struct.pack("<H", matrix.shape[1]) + matrix.tobytes()
+
+
+def with_dimensions(schema: CollectionSchema, batch: pa.RecordBatch) -> CollectionSchema:
+    """Return the schema with dimensions from a batch where no record has any yet."""
+    fields = []
+    for field in schema.vectors:
+        name = batches.vector_column(field.name)
+        if not field.dimensions and name in batch.schema.names:
+            kind = batch.schema.field(name).type
+            dense = kind.value_type if field.kind is VectorKind.MULTI else kind
+            field = field.model_copy(update={"dimensions": getattr(dense, "list_size", 0)})
+        fields.append(field)
+    return schema.model_copy(update={"vectors": tuple(fields)})
+
+
+def requests(objects: Sequence[Any], *, max_bytes: int) -> Iterator[Any]:
+    """Yield requests of 1,000 objects, or fewer of at most `max_bytes`; a single object may exceed that."""
+    from weaviate.proto.v1 import base_pb2, batch_pb2
+
+    part: list[Any] = []
+    size = _ENVELOPE_BYTES
+    for item in objects:
+        more = item.ByteSize() + _ENVELOPE_BYTES
+        if part and (len(part) == _REQUEST_RECORDS or size + more > min(max_bytes, _REQUEST_BYTES)):
+            yield batch_pb2.BatchObjectsRequest(
+                objects=part, consistency_level=base_pb2.CONSISTENCY_LEVEL_QUORUM
+            )
+            part, size = [], _ENVELOPE_BYTES
+        part.append(item)
+        size += more
+    if part:
+        yield batch_pb2.BatchObjectsRequest(objects=part, consistency_level=base_pb2.CONSISTENCY_LEVEL_QUORUM)
 
 
 def check_reply(errors: Sequence[Any], objects: Sequence[Any], *, where: str) -> None:
