@@ -221,6 +221,14 @@ def test_spans_of_integers_and_uuids_hold_while_others_write(any_store: QdrantSt
     assert set(ids) - {0, 70, ids[40], 390} <= set(found)
 
 
+def test_a_span_is_read_in_as_few_pages_as_hold_it(store: QdrantStore, standin: QdrantStandin) -> None:
+    store.create(SCHEMA)
+    store.upsert("docs", to_batch(some_records(60), SCHEMA))
+    assert len(read_all(store, span_records=20)) == 60  # in pages of ten
+    pages = [body for body in bodies(standin, "/scroll") if body["with_payload"]]
+    assert [(body["offset"], body["limit"]) for body in pages] == [(n * 10, 10) for n in range(6)]
+
+
 # ── cosine ───────────────────────────────────────────────────────────────────────────────────────────
 
 

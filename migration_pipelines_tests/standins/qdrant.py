@@ -249,14 +249,25 @@ class QdrantStandin(Standin):
 
 
 def _upsert(found: _Collection, body: Any) -> Any:
-    if not body.get("points"):
+    asked = _rows(body["batch"]) if "batch" in body else body.get("points")
+    if not asked:
         raise RefusedError(400, "Bad request: Empty update request")
-    points = [_point(found, point) for point in body["points"]]
+    points = [_point(found, point) for point in asked]
     try:
         _shard(found, body.get("shard_key")).update(edge.UpdateOperation.upsert_points(points))
     except Exception as error:  # the engine raises nothing finer
         raise RefusedError(400, f"Wrong input: {error}") from error
     return {"operation_id": 1, "status": "completed"}
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The points of a request that has them in columns."""
+    payloads = batch.get("payloads") or [None] * len(batch["ids"])
+    vectors = batch["vectors"]
+    if isinstance(vectors, dict):
+        vectors = [dict(zip(vectors, row, strict=True)) for row in zip(*vectors.values(), strict=True)]
+    rows = zip(batch["ids"], vectors, payloads, strict=True)
+    return [{"id": record_id, "vector": vector, "payload": payload} for record_id, vector, payload in rows]
 
 
 def _shard(found: _Collection, key: Any) -> Any:

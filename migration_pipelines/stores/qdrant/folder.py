@@ -25,6 +25,7 @@ import orjson
 from migration_pipelines.errors import CollectionNotFoundError, StoreRefusedError
 from migration_pipelines.pickled import Built, read_pickle
 from migration_pipelines.snapshot import folder_fingerprint
+from migration_pipelines.stores.qdrant.scrolling import Id, order
 
 META_FILE = "meta.json"
 _POINTS_FILE = "storage.sqlite"
@@ -37,8 +38,6 @@ _UUID_KEY = slice(13, 49)
 _UUID_KEY_BYTES = 51
 _ROWS = "SELECT rowid, id FROM points ORDER BY rowid"
 _SOME_ROWS = 500  # SQLite takes 999 parameters at the least
-
-Id = int | str
 
 
 class MetaFileError(Exception):
@@ -64,10 +63,13 @@ class Folder:
         The folder that is read.
     shown
         How it is called in errors.
+    is_copy
+        Whether it is ours: there SQLite may roll back what a killed writer left in the middle.
     """
 
-    def __init__(self, path: Path, *, shown: str) -> None:
+    def __init__(self, path: Path, *, shown: str, is_copy: bool = False) -> None:
         self.path = path
+        self._mode = "rw" if is_copy else "ro"
         self._shown = shown
         self._indexes: dict[str, _Index] = {}
         self._lock = threading.Lock()
@@ -201,13 +203,10 @@ class Folder:
             is_old = (file.parent / _OLD_POINTS_FILE).exists()
             advice = "open it once with qdrant-client 1.1.7 to 1.13" if is_old else "the folder is damaged"
             raise StoreRefusedError(f"{self._shown}: collection {name!r} has no {_POINTS_FILE}; {advice}")
-        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.as_uri()}?mode={self._mode}", uri=True)
+        ) as connection:
             yield connection
-
-
-def order(point_id: Id) -> tuple[bool, Id]:
-    """Return what sorts ids as Qdrant does: integers, then UUIDs."""
-    return isinstance(point_id, str), point_id
 
 
 def _id_of(key: str, *, source: str) -> Id:

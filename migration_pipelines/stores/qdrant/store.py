@@ -59,7 +59,7 @@ from migration_pipelines.store import Address, Store
 from migration_pipelines.stores.qdrant import collection as settings
 from migration_pipelines.stores.qdrant.conditions import OPERATORS, condition
 from migration_pipelines.stores.qdrant.failures import classify
-from migration_pipelines.stores.qdrant.folder import META_FILE, Folder, order
+from migration_pipelines.stores.qdrant.folder import META_FILE, Folder
 from migration_pipelines.stores.qdrant.local import MEMORY, Local
 from migration_pipelines.stores.qdrant.points import (
     HELD,
@@ -69,12 +69,13 @@ from migration_pipelines.stores.qdrant.points import (
     to_points,
     wire_ids,
 )
+from migration_pipelines.stores.qdrant.scrolling import id_pages, point_pages, spans
 from migration_pipelines.stores.qdrant.server import Server
 from migration_pipelines.stores.qdrant.shards import by_shard, is_sharded_by_key
 
 _PORT = 6333
 _DOCUMENT = "document"
-_IDS_PAGE = 10_000
+_DELETE_RECORDS = 10_000
 _PAGE = 1_000  # records that are read where nobody says how many
 
 
@@ -222,14 +223,8 @@ class QdrantStore(Store):
     ) -> Iterator[tuple[Span, pa.RecordBatch | None]]:
         """Yield spans from one id to another, both within, in Qdrant's order of ids."""
         with self.translating(collection):
-            ids: list[int | str] = []
-            for page in self._id_pages(collection):
-                ids += page
-                while len(ids) > span_records:
-                    yield _span(ids[:span_records]), None
-                    ids = ids[span_records:]
-            if ids:
-                yield _span(ids), None
+            for span in spans(self._reader(), collection, span_records):
+                yield span, None
 
     def scan(
         self,
@@ -265,7 +260,7 @@ class QdrantStore(Store):
             if self._is_folder:
                 return Folder(self._original(), shown=self.address()).fingerprint(collection)
             count = total = 0
-            for page in self._id_pages(collection):
+            for page in id_pages(self._reader(), collection):
                 count += len(page)
                 total += sum(xxhash.xxh3_128_intdigest(repr(point_id).encode()) for point_id in page)
             return f"{count}:{total % 2**128:032x}"
@@ -273,7 +268,7 @@ class QdrantStore(Store):
     def for_reading(self, scratch: Path) -> Self:
         """Return a store on a copy of the folder under `scratch`.
 
-        SQLite would write to the original's folder where its last writer was killed.
+        SQLite rolls back what a killed writer left in the middle, which it may do in a copy only.
 
         Raises
         ------
@@ -351,8 +346,8 @@ class QdrantStore(Store):
         with self.translating(collection):
             self._reader().info(collection)
             wanted = wire_ids(ids)
-            for start in range(0, len(wanted), _IDS_PAGE):
-                self._writer().delete(collection, wanted[start : start + _IDS_PAGE])
+            for start in range(0, len(wanted), _DELETE_RECORDS):
+                self._writer().delete(collection, wanted[start : start + _DELETE_RECORDS])
 
     def begin_load(self, collection: str) -> None:
         """Keep a server from indexing the collection's vectors until `finish_load`."""
@@ -472,7 +467,8 @@ class QdrantStore(Store):
             return self._writer()
         with self._lock:
             if self._folder is None:
-                self._folder = Folder(_absolute(self.path or ""), shown=self.address())
+                is_copy = self.snapshot_of is not None
+                self._folder = Folder(_absolute(self.path or ""), shown=self.address(), is_copy=is_copy)
             return self._folder
 
     def _writer(self) -> Server | Local:
@@ -503,16 +499,6 @@ class QdrantStore(Store):
             return settings.schema_of(collection, reader.info(collection), reader.shard_keys(collection))
         return schema
 
-    def _id_pages(self, collection: str) -> Iterator[list[int | str]]:
-        body = {"limit": _IDS_PAGE, "with_payload": False, "with_vector": False}
-        offset: int | str | None = None
-        while True:
-            start = {} if offset is None else {"offset": offset}
-            points, offset = self._reader().scroll(collection, body | start)
-            yield [point["id"] for point in points]
-            if offset is None:
-                return
-
     def _pages(
         self,
         collection: str,
@@ -528,16 +514,8 @@ class QdrantStore(Store):
         # In strict mode a filter on a field without an index may be refused.
         if asked is not None and "strict_mode_config" not in schema.options.get(settings.OPTIONS, {}):
             body["filter"] = asked
-        offset, last = bounds.get("first"), bounds.get("last")
-        while True:
-            start = {} if offset is None else {"offset": offset}
-            points, offset = self._reader().scroll(collection, body | start)
-            if last is not None:
-                points = [point for point in points if order(point["id"]) <= order(last)]
-            if points:
-                yield self._to_batch(points, schema, vectors=vectors)
-            if offset is None or (last is not None and order(offset) > order(last)):
-                return
+        for points in point_pages(self._reader(), collection, bounds, body):
+            yield self._to_batch(points, schema, vectors=vectors)
 
     def _to_batch(self, points: Any, schema: CollectionSchema, *, vectors: bool) -> pa.RecordBatch:
         return to_batch(points, schema, document_field=self.document_field, vectors=vectors)
@@ -545,10 +523,6 @@ class QdrantStore(Store):
 
 def _absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
-
-
-def _span(ids: list[int | str]) -> Span:
-    return Span(bounds={"first": ids[0], "last": ids[-1]}, records=len(ids))
 
 
 def _typed(point_id: int | str) -> batches.RecordId:
