@@ -537,7 +537,14 @@ def test_what_pinecone_can_not_hold_survives_a_move_there_and_back(
 def test_what_others_wrote_is_read_with_integers_and_under_their_document_field(
     standin: PineconeStandin, store: PineconeStore
 ) -> None:
-    metadata = {"text": "a passage", "page": 3, "score": 0.5, "tags": ["b", "a"], "_floats": "theirs"}
+    metadata = {
+        "text": "a passage",
+        "page": 3,
+        "score": 0.5,
+        "zero": -0.0,
+        "tags": ["b", "a"],
+        "_floats": "theirs",
+    }
     vector = {"id": "1", "values": [1.0] * 8, "metadata": metadata}
     standin.put("docs", vector)
     theirs = bound(store, document_field="text")
