@@ -17,6 +17,7 @@ from migration_pipelines.errors import (
 )
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Plan, Value
+from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.transform import require_staged, staged_phase
 
 # A batch of which every single record is refused says that something else is wrong than its records.
@@ -97,12 +98,28 @@ def load(migration: Migration, key: str) -> Loaded:
         Every record of a whole batch was refused.
     """
     prepare(migration)
-    plan, ledger, started = migration.plan, migration.ledger, time.monotonic()
-    phase = staged_phase(plan)
-    require_staged(migration, key, phase)
-    can = migration.target.capabilities
+    started = time.monotonic()
+    require_staged(migration, key, staged_phase(migration.plan))
+    retry = migration.config.retry
+    if migration.target.writes_whole_parts:
+        loaded, size, refused, reasons = retry.call(
+            lambda: _write_part(migration, key, RetryPolicy(attempts=1))
+        )
+    else:
+        loaded, size, refused, reasons = _write_part(migration, key, retry)
+    migration.ledger.write_rejects(f"{key}.load", refused, reasons)
+    seconds = time.monotonic() - started
+    migration.tell("loaded", partition=key, records=loaded, bytes=size, seconds=seconds)
+    return Loaded(loaded=loaded, rejected=len(reasons), bytes=size, seconds=seconds)
+
+
+def _write_part(
+    migration: Migration, key: str, retry: RetryPolicy
+) -> tuple[int, int, list[pa.RecordBatch], list[str]]:
+    """Write a partition; return the records and bytes that went in, and what was refused with the reasons."""
+    plan, can = migration.plan, migration.target.capabilities
     whole = batches.rebatch(
-        ledger.staged_batches(key, phase),
+        migration.ledger.staged_batches(key, staged_phase(plan)),
         max_records=min(migration.config.batch_size, can.max_batch_records or migration.config.batch_size),
         max_bytes=min(
             migration.config.max_batch_bytes, can.max_batch_bytes or migration.config.max_batch_bytes
@@ -113,7 +130,7 @@ def load(migration: Migration, key: str) -> Loaded:
     reasons: list[str] = []
     with migration.target.load_part(plan.target_collection, key) as write:
         for batch in whole:
-            bad, why = _write(migration, write, batch)
+            bad, why = _write(retry, write, batch)
             if len(why) == batch.num_rows >= _HOPELESS_RECORDS:
                 raise TooManyRejectsError(
                     f"{plan.target} refuses every one of {batch.num_rows} records; the first: {why[0]}",
@@ -124,24 +141,19 @@ def load(migration: Migration, key: str) -> Loaded:
             loaded += batch.num_rows - len(why)
             size += batch.nbytes
             migration.tell("batch-loaded", partition=key, records=batch.num_rows, bytes=batch.nbytes)
-    ledger.write_rejects(f"{key}.load", refused, reasons)
-    seconds = time.monotonic() - started
-    migration.tell("loaded", partition=key, records=loaded, bytes=size, seconds=seconds)
-    return Loaded(loaded=loaded, rejected=len(reasons), bytes=size, seconds=seconds)
+    return loaded, size, refused, reasons
 
 
-def _write(
-    migration: Migration, write: Write, batch: pa.RecordBatch
-) -> tuple[list[pa.RecordBatch], list[str]]:
+def _write(retry: RetryPolicy, write: Write, batch: pa.RecordBatch) -> tuple[list[pa.RecordBatch], list[str]]:
     """Write a batch; where the store refuses it, halve it until what is refused is one record."""
     try:
-        migration.config.retry.call(lambda: write(batch))
+        retry.call(lambda: write(batch))
     except RecordRejectedError as error:
         if batch.num_rows == 1:
             return [batch], [str(error)]
         middle = batch.num_rows // 2
-        left = _write(migration, write, batch.slice(0, middle))
-        right = _write(migration, write, batch.slice(middle))
+        left = _write(retry, write, batch.slice(0, middle))
+        right = _write(retry, write, batch.slice(middle))
         return left[0] + right[0], left[1] + right[1]
     return [], []
 

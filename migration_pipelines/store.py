@@ -147,6 +147,8 @@ class Store(BaseModel, ABC):
 
     kind: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    # Whether what failed within `load_part` is lost as a whole, and tried again from the part's first batch.
+    writes_whole_parts: ClassVar[bool] = False
     # Measured once on two cores with records of 2 kB; only an estimate before the first write rests on it.
     typical_write_bytes_per_second: ClassVar[float] = 100e6
 

@@ -108,6 +108,7 @@ class ParquetStore(Store):
     """
 
     kind: ClassVar[str] = "parquet"
+    writes_whole_parts: ClassVar[bool] = True
     capabilities: ClassVar[Capabilities] = Capabilities(
         id_kinds=frozenset(IdKind),
         mixed_ids=True,
