@@ -267,16 +267,19 @@ class FaissStore(Store):
         """Begin a collection; until `finish_load` it is a target and no source."""
         where = self.address(schema.name)
         check_holdable(schema, where)
+        there = CollectionExistsError(
+            f"{where} is there already; choose another name or drop it",
+            store=self.kind,
+            collection=schema.name,
+        )
         with self.translating(schema.name):
             folder = self._folder(schema.name)
+            if schema.name in find_indexes(self.path):
+                raise there
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.changing():
-                if folder.manifest() is not None or schema.name in find_indexes(self.path):
-                    raise CollectionExistsError(
-                        f"{where} is there already; choose another name or drop it",
-                        store=self.kind,
-                        collection=schema.name,
-                    )
+                if folder.manifest() is not None:
+                    raise there
                 folder.create(schema)
 
     def drop(self, collection: str) -> None:
