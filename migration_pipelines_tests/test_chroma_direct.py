@@ -68,30 +68,26 @@ def assert_reads_as_the_client(
     store, client = copied(folder, copy), ChromaStore(path=str(folder))
     names = client.list_collections()
     assert store.list_collections() == names
-    count = 0
     for name in names:
         assert store.describe(name) == client.describe(name)
-        assert store.count(name) == client.count(name)
-        found, expected = read_whole(store, name), read_whole(client, name)
-        assert [part.drop_columns("vector") for part in found] == [
-            part.drop_columns("vector") for part in expected
-        ]
-        for ours, theirs in zip(found, expected, strict=True):
-            original = (written or {}).get(name, {})
-            for record, vector, answer in zip(
-                ours["id"].to_pylist(),
-                batches.dense_matrix(ours["vector"]),
-                batches.dense_matrix(theirs["vector"]),
-                strict=True,
-            ):
-                assert vector.tobytes() in (answer.tobytes(), original.get(record))
-                np.testing.assert_allclose(vector, answer, rtol=1e-6)
-            count += ours.num_rows
+        found, expected = (by_id(from_batches(read_whole(opened, name))) for opened in (store, client))
+        assert store.count(name) == client.count(name) == len(found)
+        assert found.keys() == expected.keys()
+        for key, record in found.items():
+            assert_same_record(record, expected[key], original=(written or {}).get(name, {}).get(key[1]))
     assert store._is_known
     assert store._client is None  # nothing of it was the client's doing
     client.close()
-    store.close()
-    return count
+    return sum(map(store.count, names))
+
+
+def assert_same_record(ours: Any, theirs: Any, *, original: bytes | None) -> None:
+    key, vectors, *others = ours
+    _, answer, *expected = theirs
+    assert others == expected, key
+    assert vectors[""] in (answer[""], original), key
+    vector, answered = (np.frombuffer(raw, np.float32) for raw in (vectors[""], answer[""]))
+    np.testing.assert_allclose(vector, answered, rtol=1e-6)
 
 
 # ── whatever was written ─────────────────────────────────────────────────────────────────────────────
@@ -100,18 +96,21 @@ def assert_reads_as_the_client(
 class History:
     """Random writes to a few collections of one folder."""
 
-    def __init__(self, client: Any, seed: int, *, numbers: list[float]) -> None:
+    def __init__(
+        self, client: Any, seed: int, *, numbers: list[float], thresholds: tuple[int, ...] = (2, 5, 20, 1000)
+    ) -> None:
         self.metadata_numbers = numbers
         self.dice, self.numbers = random.Random(seed), np.random.default_rng(seed)
         self.written: dict[str, dict[str, bytes]] = {}
         self.collections = []
         for name, space in SPACES.items():
-            threshold = self.dice.choice([2, 5, 20, 1000])
+            threshold = self.dice.choice(thresholds)
             settings = {"hnsw": {"space": space, "sync_threshold": threshold}}
             self.collections.append(
                 client.create_collection(name, configuration=settings, embedding_function=None)
             )
             self.written[name] = {}
+            self._write_records(self.collections[-1], "add", ["first"])
 
     def write(self) -> None:
         """Do one write of several records."""
@@ -167,11 +166,15 @@ def test_any_history_is_read_as_the_client_reads_it(tmp_path: Path, seed: int) -
         history.write()
     client.close()
     assert assert_reads_as_the_client(tmp_path / "db", tmp_path / "copy", written=history.written)
+    for name in SPACES:  # and in the same order
+        stores = ChromaStore(path=str(tmp_path / "copy")), copied(tmp_path / "db", tmp_path / name)
+        asked, answered = ([part["id"].to_pylist() for part in read_whole(store, name)] for store in stores)
+        assert asked == answered
 
 
 def test_writes_that_a_crash_kept_from_the_tables_are_read_from_the_queue(tmp_path: Path) -> None:
     client = open_client(tmp_path / "db")
-    history = History(client, 99, numbers=NUMBERS)
+    history = History(client, 99, numbers=NUMBERS, thresholds=(1000,))
     for _ in range(10):
         history.write()
     client.close()
@@ -188,11 +191,11 @@ def test_writes_that_a_crash_kept_from_the_tables_are_read_from_the_queue(tmp_pa
         added = file.execute(
             "INSERT INTO main.embeddings_queue SELECT * FROM later.embeddings_queue WHERE seq_id > ?", known
         )
-        assert added.rowcount > 20
+        assert added.rowcount > 100
     file.close()
     before = copied(tmp_path / "db", tmp_path / "db-copy")
     after = copied(tmp_path / "crashed", tmp_path / "crashed-copy")
-    for name in ("squares", "products"):  # whole histories that stand in the queue of either
+    for name in SPACES:
         assert by_id(from_batches(read_whole(after, name))) == by_id(from_batches(read_whole(before, name)))
     assert assert_reads_as_the_client(
         tmp_path / "crashed", tmp_path / "again", written=history.written
@@ -234,7 +237,12 @@ def test_what_sqlite_had_half_written_is_rolled_back_in_the_copy(tmp_path: Path)
     file.execute("UPDATE embedding_metadata SET string_value = 'half', int_value = NULL, float_value = NULL")
     assert (tmp_path / "chroma" / f"{DATABASE}-journal").stat().st_size
     store = copied(tmp_path / "chroma", tmp_path / "copy")
+    shutil.copytree(tmp_path / "chroma", tmp_path / "killed")
     file.close()
+    whole, killed = (ChromaStore(path=str(tmp_path / name)) for name in ("chroma", "killed"))
+    assert killed.list_collections() == ["docs"]
+    assert killed.fingerprint("docs").rpartition(":")[2] == whole.fingerprint("docs").rpartition(":")[2]
+    assert (tmp_path / "killed" / f"{DATABASE}-journal").stat().st_size
     assert by_id(from_batches(read_whole(store, "docs"))) == by_id(plain_records(200))
 
 

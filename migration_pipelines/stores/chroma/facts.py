@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from migration_pipelines.errors import CollectionNotFoundError
+from migration_pipelines.stores.chroma.file import collection_rows, has_table, rows_of
 from migration_pipelines.stores.chroma.queue import number_of
 
-# The latest migration of each part of Chroma's schema, of those that were tested here: 0.4.15 to 1.5.9.
-_OLDEST = {"sysdb": 4, "metadb": 2, "embeddings_queue": 1}
+# The latest migration of each part of Chroma's schema, of those that were tested here: 0.4.0 to 1.5.9.
+_OLDEST = {"sysdb": 3, "metadb": 1, "embeddings_queue": 1}
 _NEWEST = {"sysdb": 10, "metadb": 6, "embeddings_queue": 2}
-_COLLECTION = """
-    SELECT collections.* FROM collections JOIN databases ON databases.id = collections.database_id
-    WHERE databases.tenant_id = ? AND databases.name = ? AND collections.name = ?"""
 _METADATA = "SELECT * FROM collection_metadata WHERE collection_id = ?"
+_SEGMENT_METADATA = "SELECT * FROM segment_metadata WHERE segment_id = ?"
 _SEGMENTS = """
     SELECT scope, segments.id AS id, seq_id FROM segments
     LEFT JOIN max_seq_id ON max_seq_id.segment_id = segments.id WHERE collection = ?"""
@@ -30,7 +29,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "resize_factor": 1.2,
     "sync_threshold": 1000,
 }
-# Before 1.0 the index was set by properties of the collection.
+# Before 1.0 the index was set by properties of the collection, copied to its segment when that was made.
 _LEGACY = {
     "hnsw:space": "space",
     "hnsw:construction_ef": "ef_construction",
@@ -94,13 +93,17 @@ def read_facts(
     ------
     CollectionNotFoundError
     """
-    found = _rows(file, _COLLECTION, tenant, division, name)
-    if not found:
-        raise CollectionNotFoundError(f"{where}: there is no such collection", collection=name)
-    row = found[0]
-    segments = {item["scope"]: item for item in _rows(file, _SEGMENTS, row["id"])}
-    metadata = {item["key"]: _value(item) for item in _rows(file, _METADATA, row["id"])}
+    rows = collection_rows(file, tenant=tenant, database=division)
+    row = next((row for row in rows if row["name"] == name), None)
+    if row is None:
+        there = ", ".join(item["name"] for item in rows) or "none"
+        raise CollectionNotFoundError(
+            f"{where}: there is no such collection; there are: {there}", collection=name
+        )
+    segments = {item["scope"]: item for item in rows_of(file, _SEGMENTS, row["id"])}
     text, vector = segments["METADATA"], segments["VECTOR"]
+    metadata = {item["key"]: _value(item) for item in rows_of(file, _METADATA, row["id"])}
+    legacy = {item["key"]: _value(item) for item in rows_of(file, _SEGMENT_METADATA, vector["id"])}
     settings, embedder = _configuration(row)
     return CollectionFacts(
         id=row["id"],
@@ -110,35 +113,38 @@ def read_facts(
         texts_applied=number_of(text["seq_id"]),
         vectors_applied=None if vector["seq_id"] is None else number_of(vector["seq_id"]),
         metadata=metadata,
-        index=_index(settings, metadata),
+        index=_index(settings, {**metadata, **legacy}),
         embedder=embedder,
-        has_bools="bool_value" in _columns(file, "embedding_metadata"),
+        has_bools=has_table(file, "embedding_metadata", column="bool_value"),
         has_arrays=_has_rows(file, "embedding_metadata_array"),
     )
 
 
-def _index(settings: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the index's parameters; as Chroma does, by the properties only where nothing else says more."""
+def _index(settings: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the index's parameters; the older way to set them counts only where no other is used."""
     found = {**_DEFAULTS, **{key: settings[key] for key in _DEFAULTS if settings.get(key) is not None}}
     if found != dict(_DEFAULTS):
         return found
-    return found | {ours: metadata[theirs] for theirs, ours in _LEGACY.items() if theirs in metadata}
+    return found | {ours: legacy[theirs] for theirs, ours in _LEGACY.items() if theirs in legacy}
 
 
 def _configuration(row: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return the settings of the index and the name of the embedding function."""
-    schema = json.loads(row.get("schema_str") or "null")
-    if schema:
-        keys, defaults = schema.get("keys", {}), schema.get("defaults", {})
-        for place in (keys.get("#embedding", {}), defaults):
-            config = ((place.get("float_list") or {}).get("vector_index") or {}).get("config")
-            if config:
-                embedder = (config.get("embedding_function") or {}).get("name")
-                return {**(config.get("hnsw") or {}), "space": config.get("space")}, embedder
+    """Return the settings of the index and the name of the embedding function.
+
+    What 0.5 and 0.6 wrote as `hnsw_configuration` is left alone: their indexes didn't go by it.
+    """
+    schema = json.loads(row.get("schema_str") or "null") or {}
+    for place in ((schema.get("keys") or {}).get("#embedding"), schema.get("defaults")):
+        config = (((place or {}).get("float_list") or {}).get("vector_index") or {}).get("config")
+        if config:
+            return {**(config.get("hnsw") or {}), "space": config.get("space")}, _embedder(config)
     config = json.loads(row.get("config_json_str") or "null") or {}
-    index = config.get("vector_index") or config
-    embedder = (config.get("embedding_function") or {}).get("name")
-    return dict(index.get("hnsw") or index.get("hnsw_configuration") or {}), embedder
+    return (config.get("vector_index") or config).get("hnsw") or {}, _embedder(config)
+
+
+def _embedder(config: Mapping[str, Any]) -> str | None:
+    found: str | None = (config.get("embedding_function") or {}).get("name")
+    return found
 
 
 def _value(row: Mapping[str, Any]) -> Any:
@@ -148,19 +154,8 @@ def _value(row: Mapping[str, Any]) -> Any:
     return bool(row["bool_value"]) if row.get("bool_value") is not None else None
 
 
-def _rows(file: sqlite3.Connection, statement: str, *values: str) -> list[dict[str, Any]]:
-    """Return rows by column name: which columns there are depends on the version."""
-    cursor = file.execute(statement, values)
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
-
-
-def _columns(file: sqlite3.Connection, table: str) -> set[str]:
-    return {name for (name,) in file.execute("SELECT name FROM pragma_table_info(?)", (table,))}
-
-
 def _has_rows(file: sqlite3.Connection, table: str) -> bool:
-    if not _columns(file, table):
+    if not has_table(file, table):
         return False
     (found,) = file.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()  # noqa: S608 - a constant
     return bool(found)

@@ -7,9 +7,12 @@ stands beside the id; what a crash left unapplied waits, numbered too, in a queu
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -17,12 +20,12 @@ from migration_pipelines.errors import CollectionNotFoundError
 from migration_pipelines.stores.chroma.queue import number_of
 
 DATABASE_FILE = "chroma.sqlite3"
-_IN_DATABASE = (
-    "FROM collections JOIN databases ON databases.id = collections.database_id "
-    "WHERE databases.tenant_id = ? AND databases.name = ?"
-)
-_NAMES = f"SELECT collections.name {_IN_DATABASE} ORDER BY collections.name"
-_COLLECTION = f"SELECT collections.id {_IN_DATABASE} AND collections.name = ?"
+# Before 0.4.15 there were neither tenants nor databases: all collections were of those by default.
+DEFAULT_TENANT, DEFAULT_DATABASE = "default_tenant", "default_database"
+_COLLECTIONS = """
+    SELECT collections.* FROM collections JOIN databases ON databases.id = collections.database_id
+    WHERE databases.tenant_id = ? AND databases.name = ? ORDER BY collections.name"""
+_ALL_COLLECTIONS = "SELECT * FROM collections ORDER BY name"
 _SEGMENT = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
 _APPLIED = "SELECT seq_id FROM max_seq_id WHERE segment_id = ?"
 _VERSIONS = "SELECT embedding_id, seq_id FROM embeddings WHERE segment_id = ?"
@@ -32,7 +35,7 @@ _QUEUED = "SELECT id, seq_id FROM embeddings_queue WHERE topic LIKE '%/' || ?"
 def read_names(folder: Path, *, tenant: str, database: str) -> list[str]:
     """Return the names of a folder's collections."""
     with _reading(folder) as file:
-        return [name for (name,) in file.execute(_NAMES, (tenant, database))]
+        return [row["name"] for row in collection_rows(file, tenant=tenant, database=database)]
 
 
 def versions_digest(folder: Path, name: str, *, tenant: str, database: str) -> str:
@@ -43,14 +46,36 @@ def versions_digest(folder: Path, name: str, *, tenant: str, database: str) -> s
     CollectionNotFoundError
     """
     with _reading(folder) as file:
-        found = file.execute(_COLLECTION, (tenant, database, name)).fetchone()
+        rows = collection_rows(file, tenant=tenant, database=database)
+        found = next((row["id"] for row in rows if row["name"] == name), None)
         if found is None:
             raise CollectionNotFoundError(f"{folder} has no collection {name!r}", collection=name)
         count = total = 0
-        for record_id, version in _versions(file, found[0]):
+        for record_id, version in _versions(file, found):
             count += 1
             total += xxhash.xxh3_128_intdigest(f"{version}:{record_id}".encode())
-    return f"{found[0]}:{count}:{total % 2**128:032x}"
+    return f"{found}:{count}:{total % 2**128:032x}"
+
+
+def collection_rows(file: sqlite3.Connection, *, tenant: str, database: str) -> list[dict[str, Any]]:
+    """Return what the table of collections says of each, by column; which columns depends on the version."""
+    if has_table(file, "databases"):
+        return rows_of(file, _COLLECTIONS, tenant, database)
+    is_default = (tenant, database) == (DEFAULT_TENANT, DEFAULT_DATABASE)
+    return rows_of(file, _ALL_COLLECTIONS) if is_default else []
+
+
+def rows_of(file: sqlite3.Connection, statement: str, *values: str) -> list[dict[str, Any]]:
+    """Return rows by column name."""
+    cursor = file.execute(statement, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def has_table(file: sqlite3.Connection, table: str, *, column: str | None = None) -> bool:
+    """Whether the table is there, and has the column."""
+    names = [name for (name,) in file.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+    return bool(names) and (column is None or column in names)
 
 
 def _versions(file: sqlite3.Connection, collection_id: str) -> Iterator[tuple[str, int]]:
@@ -65,6 +90,20 @@ def _versions(file: sqlite3.Connection, collection_id: str) -> Iterator[tuple[st
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    uri = f"{(folder / DATABASE_FILE).as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
+    """Yield a connection that can't write; to a copy, where a killed writer left what SQLite would mend."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(contextlib.closing(_open(folder, "ro")))
+        try:
+            file.execute("SELECT 1 FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for path in folder.glob(f"{DATABASE_FILE}*"):
+                shutil.copyfile(path, copy / path.name)
+            file = stack.enter_context(contextlib.closing(_open(copy, "rw")))
         yield file
+
+
+def _open(folder: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{(folder / DATABASE_FILE).as_uri()}?mode={mode}", uri=True)

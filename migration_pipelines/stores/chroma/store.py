@@ -311,10 +311,11 @@ class ChromaStore(Store):
         On a server an update in place is missed.
         """
         with self.translating(collection):
-            handle = self._collection(collection)
             if self.path is not None:
+                self._check_is_there(collection)
                 where = {"tenant": self.tenant, "database": self.database}
                 return versions_digest(self._original(), collection, **where)
+            handle = self._collection(collection)
             texts = all_ids(handle)
             digest = sum(xxhash.xxh3_128_intdigest(text.encode()) for text in texts) % 2**128
             return f"{handle.id}:{len(texts)}:{digest:032x}"
@@ -474,11 +475,14 @@ class ChromaStore(Store):
                 self._client = open_server(self.host, self.port, ssl=self.ssl, token=token, **division)
             return self._client
 
-    def _collection(self, name: str) -> Any:
-        # Asked to open a folder that isn't there, Chroma makes it; asked for no model, it downloads one.
+    def _check_is_there(self, name: str) -> None:
         if not self._is_there():
             found = what_is_at(absolute(self.path or ""))
             raise CollectionNotFoundError(f"{self.address(name)}: {found}", store=self.kind, collection=name)
+
+    def _collection(self, name: str) -> Any:
+        # Asked to open a folder that isn't there, Chroma makes it; asked for no model, it downloads one.
+        self._check_is_there(name)
         return self._connect().get_collection(name, embedding_function=None)
 
 
