@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from migration_pipelines_tests.standins.http import Reply, Request, Standin
 from migration_pipelines_tests.standins.weaviate_values import InvalidValueError, kept, now_ms, property_of
 
@@ -244,7 +246,12 @@ class WeaviateStandin(Standin):
             return Reply(404) if parts[1] == "openid-configuration" else Reply(200)
         try:
             self.check_login(request.headers.get("authorization"))
-            handle = {"meta": self._meta, "schema": self._schema, "aliases": self._aliases}.get(parts[0])
+            handle = {
+                "meta": self._meta,
+                "schema": self._schema,
+                "objects": self._objects,
+                "aliases": self._aliases,
+            }.get(parts[0])
             return Reply(404) if handle is None else handle(request, parts[1:])
         except ServerError as error:
             if error.status in (401, 403):
@@ -360,6 +367,26 @@ class WeaviateStandin(Standin):
                 if request.method == "PUT" or item["name"] not in found.tenants:
                     found.tenants[item["name"]] = _STATUSES.get(status, status)
         return Reply(body=[{"name": n, "activityStatus": status} for n, status in found.tenants.items()])
+
+    def _objects(self, request: Request, rest: list[str]) -> Reply:
+        if request.method == "POST":
+            asked = request.json()
+            named = {**({"": asked["vector"]} if asked.get("vector") else {}), **(asked.get("vectors") or {})}
+            vectors = {wire: np.asarray(numbers, "<f4").tobytes() for wire, numbers in named.items()}
+            item = StoredObject(parsed_id(asked["id"]), asked.get("properties") or {}, vectors, 0)
+            try:
+                self.put(asked["class"], asked.get("tenant", ""), item)
+            except InvalidValueError as error:
+                raise ServerError(str(error)) from None
+            return Reply(body=asked)
+        found = self.found(rest[0])
+        objects = {} if found is None else found.of(request.query.get("tenant", [""])[0])
+        if rest[1] not in objects:
+            raise ServerError("", 404)
+        if request.method == "DELETE":
+            del objects[rest[1]]
+            return Reply(204)
+        return Reply(body={"class": rest[0], "id": rest[1], "properties": objects[rest[1]].properties})
 
     def _aliases(self, request: Request, rest: list[str]) -> Reply:
         if not rest and request.method == "GET":

@@ -216,6 +216,8 @@ class _Servicer(weaviate_pb2_grpc.WeaviateServicer):
         if asked.last_update_time_unix:
             metadata.last_update_time_unix = item.updated_ms
             metadata.last_update_time_unix_present = True
+        if asked.creation_time_unix:
+            metadata.creation_time_unix, metadata.creation_time_unix_present = item.updated_ms, True
         if asked.distance and distance is not None:
             metadata.distance, metadata.distance_present = distance, True
         configs = found.vector_configs()
