@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 from migration_pipelines.model import CollectionSchema
 from migration_pipelines.store import Store
@@ -20,6 +21,7 @@ class Harness(ABC):
     """
 
     store: Store
+    sparse_is_positive: ClassVar[bool] = False  # the engine refuses other weights of sparse vectors
 
     @classmethod
     @abstractmethod
