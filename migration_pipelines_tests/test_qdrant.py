@@ -600,6 +600,7 @@ def test_addresses_come_back_as_they_were_given(text: str) -> None:
         "qdrant:./db?colour=red#docs",
         "qdrant://h/docs?https=maybe",
         "qdrant:./db?https=true#d",
+        "qdrant://localhost:6334/docs?grpc=true",
     ],
 )
 def test_addresses_that_say_too_little_or_too_much_are_refused(text: str) -> None:

@@ -165,6 +165,11 @@ class QdrantStore(Store):
     def from_address(cls, address: Address) -> tuple[Self, str | None]:
         """Return the store and the collection of `qdrant:folder#name` or `qdrant://host:port/name`."""
         options: dict[str, Any] = dict(address.query)
+        if options.pop("grpc", "false") != "false":
+            raise ConfigurationError(
+                f"{address}: gRPC gives integers above 2**63 back as doubles; name the server's port for "
+                f"HTTP ({_PORT}) and leave grpc out"
+            )
         known = {"document_field"} | ({"https"} if address.host else set())
         if options.keys() - known or options.get("https", "true") not in {"true", "false"}:
             raise ConfigurationError(
