@@ -13,7 +13,7 @@ import pytest
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.model import DType, Metric
 from migration_pipelines.store import open_address
-from migration_pipelines.stores.faiss import FaissStore, mapped
+from migration_pipelines.stores.faiss import FaissStore, in_place
 from migration_pipelines_tests.conformance import ids_of, read_all
 from migration_pipelines_tests.records import Record, from_batches
 
@@ -133,9 +133,9 @@ def test_the_settings_of_an_index_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IDMap,Flat", "IDMap2,HNSW16"])
-def test_flat_and_graph_indexes_are_mapped_and_not_loaded(factory: str, tmp_path: Path) -> None:
+def test_flat_and_graph_indexes_are_read_in_place_and_not_loaded(factory: str, tmp_path: Path) -> None:
     store, name = stored(made(factory, ids=factory.startswith("ID")), tmp_path)
-    assert mapped.find_layout(tmp_path / "docs.faiss") is not None
+    assert in_place.find_layout(tmp_path / "docs.faiss") is not None
     read_all(store, name)
     assert store._opened(name).index.loaded is None
 

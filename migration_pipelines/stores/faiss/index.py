@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from migration_pipelines.errors import MissingDriverError, StoreRefusedError
 from migration_pipelines.model import DType, Metric
-from migration_pipelines.stores.faiss import mapped
+from migration_pipelines.stores.faiss import in_place
 
 # faiss/MetricType.h. The others have no name in common with other stores.
 METRICS: Mapping[int, Metric] = {0: Metric.DOT, 1: Metric.EUCLIDEAN, 2: Metric.MANHATTAN}
@@ -103,16 +103,15 @@ def open_index(path: Path, *, by_label: bool = False) -> IndexFile:
     StoreRefusedError
         The file is cut, damaged, no index, or of a kind whose vectors can't be had back.
     """
-    layout = mapped.find_layout(path)
+    layout = in_place.find_layout(path)
     if layout is not None:
-        vectors = mapped.map_vectors(path, layout)
         return IndexFile(
             path=path,
             count=layout.count,
             dimensions=layout.dimensions,
             metric=layout.metric,
-            read=lambda start, stop: vectors[start:stop],
-            labels=mapped.read_labels(path, layout),
+            read=in_place.Vectors(path, layout).read,
+            labels=in_place.read_labels(path, layout),
             index=layout.index,
         )
     return _open_by_driver(path, by_label=by_label)

@@ -1,13 +1,14 @@
-"""What lies where in those FAISS index files whose vectors lie there in one piece, to map them into memory.
+"""What lies where in those FAISS index files whose vectors lie there in one piece, and reading them there.
 
 FAISS reads a flat or a graph index whole. Its file is simple, though, and has been the same for years: a
 header, what is special to the kind of index, and the vectors as one array of float32. Reading that array
-where it lies takes no memory, needs no driver, and can't end the process, as FAISS's own mapping of such an
-array does on a file that was cut. A file that doesn't add up is left to FAISS to judge.
+where it lies takes little memory, needs no driver, and can't end the process, as mapping it into memory does
+when the file is cut. A file that doesn't add up is left to FAISS to judge.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from migration_pipelines.errors import StoreRefusedError
 
 # faiss/impl/index_write.cpp: the first four bytes name the kind.
 FLAT = frozenset({b"IxF2", b"IxFI", b"IxFl"})
@@ -63,12 +66,36 @@ def find_layout(path: Path) -> Layout | None:
             return None
 
 
-def map_vectors(path: Path, layout: Layout) -> npt.NDArray[np.float32]:
-    """Return float32[count, dimensions] over the file, read-only."""
-    shape = (layout.count, layout.dimensions)
-    if not layout.count:
-        return np.empty(shape, np.float32)
-    return np.memmap(path, "<f4", "r", layout.vectors_at, shape)
+class Vectors:
+    """The vectors of a file, which is held open: they stay readable when another file takes its name."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._file = path.open("rb")
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Return float32[stop - start, dimensions]. Thread-safe.
+
+        Raises
+        ------
+        StoreRefusedError
+            The file was cut since it was opened.
+        """
+        width = 4 * self._layout.dimensions
+        found = np.empty((stop - start, self._layout.dimensions), np.float32)
+        # A system call reads at most about 2 GB.
+        wanted, at = memoryview(found).cast("B"), self._layout.vectors_at + start * width
+        done = 0
+        while done < len(wanted):
+            n = os.preadv(self._file.fileno(), [wanted[done:]], at + done)
+            if not n:
+                raise StoreRefusedError(
+                    f"{self._file.name} was cut while it was read: {len(wanted) - done:,} bytes are missing; "
+                    "restore it",
+                    file=self._file.name,
+                )
+            done += n
+        return found
 
 
 def read_labels(path: Path, layout: Layout) -> npt.NDArray[np.int64] | None:
