@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from migration_pipelines import batch as batches
-from migration_pipelines.errors import StoreRefusedError
+from migration_pipelines.errors import TransientError
 from migration_pipelines.stores.milvus.schema import Kind, VectorColumn
 
 _SLOTS = {
@@ -79,8 +79,8 @@ def vectors(data: Any, column: VectorColumn) -> pa.Array:
 
     Raises
     ------
-    StoreRefusedError
-        It holds another number of bytes than its dimensions and records ask for.
+    TransientError
+        It was cut: it holds another number of bytes than its dimensions and records ask for.
     """
     valid = validity(data)
     if column.kind == Kind.SPARSE:
@@ -107,8 +107,9 @@ def _matrix(data: Any, column: VectorColumn) -> npt.NDArray[Any]:
         flat = np.frombuffer(getattr(data.vectors, slot), dtype)
     width = -(-dimensions // 8) if column.kind == Kind.BINARY else dimensions
     if width == 0 or len(flat) % width:
-        raise StoreRefusedError(
-            f"milvus: vector {column.name!r} came as {len(flat)} numbers, which isn't a multiple of {width}",
+        raise TransientError(
+            f"milvus: vector {column.name!r} came as {len(flat)} numbers, expected a multiple of {width}; "
+            "the answer was cut: try again",
             expected=width,
             found=len(flat),
         )

@@ -46,7 +46,9 @@ class NewCollection:
     n_shards: int
 
 
-def new_collection(schema: CollectionSchema, *, is_lite: bool, where: str) -> NewCollection:
+def new_collection(
+    schema: CollectionSchema, *, is_lite: bool, document_field: str | None, where: str
+) -> NewCollection:
     """Return what to ask Milvus for.
 
     A collection that comes from a Milvus gets the same fields, with their lengths, defaults and partition
@@ -58,7 +60,7 @@ def new_collection(schema: CollectionSchema, *, is_lite: bool, where: str) -> Ne
         A vector has no dimensions, or a name that Milvus refuses.
     """
     own = schema.options.get("milvus", {})
-    columns = _carried(schema, own, where=where) if own else None
+    columns = _carried(schema, own, document_field, where) if own else None
     if columns is None:
         columns, own = {field.name or VECTOR: field for field in schema.vectors}, {}
     indexes = {name: _index(field, is_lite=is_lite) for name, field in columns.items()}
@@ -77,14 +79,16 @@ def new_collection(schema: CollectionSchema, *, is_lite: bool, where: str) -> Ne
 
 
 def _carried(
-    schema: CollectionSchema, own: Mapping[str, Any], *, where: str
+    schema: CollectionSchema, own: Mapping[str, Any], document_field: str | None, where: str
 ) -> dict[str, VectorField] | None:
     """Return the vectors by Milvus's names for them; None where the fields don't fit."""
     proto = _same_fields(schema, own)
     found = Described(name=schema.name, number=0, proto=proto, indexes={}, partitions=(), properties={})
-    layout = layout_of(found, document_field=None, where=where)
+    layout = layout_of(found, document_field=document_field, where=where)
     kind = IdKind.STR if layout.key_is_text else IdKind.INT
     wanted = {field.name: field for field in schema.vectors}
+    if schema.has_documents and layout.document is None:
+        return None
     if schema.id_kinds != {kind} or {column.field.name for column in layout.vectors} != wanted.keys():
         return None
     if not all(_is_alike(column, wanted[column.field.name]) for column in layout.vectors):

@@ -57,7 +57,7 @@ class LegacyFile:
             rows = database.execute("SELECT collection_name FROM collection_meta WHERE meta_type = 'schema'")
             return [name.decode() for (name,) in rows]
 
-    def describe(self, name: str) -> Described:
+    def describe(self, name: str, *, indexes: bool) -> Described:
         """Return what a collection is made of."""
         from pymilvus.grpc_gen import schema_pb2
 
@@ -66,7 +66,10 @@ class LegacyFile:
             found = [(kind.decode(), blob) for kind, blob in database.execute(query, (name,))]
         schemas = [blob for kind, blob in found if kind == "schema"]
         if not schemas:
-            raise CollectionNotFoundError(f"milvus: {self._path} has no collection {name!r}")
+            there = ", ".join(sorted(self.names())) or "none"
+            raise CollectionNotFoundError(
+                f"milvus: {self._path} has no collection {name!r}; there are: {there}", collection=name
+            )
         proto = schema_pb2.CollectionSchema.FromString(schemas[0])
         kept = [field for field in proto.fields if field.name not in _SYSTEM_FIELDS]
         proto.enable_dynamic_field |= any(field.name == _DYNAMIC for field in kept)
@@ -74,12 +77,12 @@ class LegacyFile:
         del proto.fields[:]
         proto.fields.extend(kept)
         names = {field.fieldID: field.name for field in kept}
-        indexes = dict(_index(blob, names) for kind, blob in found if kind == "index")
+        told = [blob for kind, blob in found if kind == "index" and indexes]
         return Described(
             name=name,
             number=0,
             proto=proto,
-            indexes=indexes,
+            indexes=dict(_index(blob, names) for blob in told),
             partitions=(DEFAULT_PARTITION,),
             properties={},
         )

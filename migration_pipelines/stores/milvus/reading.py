@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from migration_pipelines import batch as batches
-from migration_pipelines.errors import StoreRefusedError
+from migration_pipelines.errors import StoreRefusedError, TransientError
 from migration_pipelines.metadata import canonical_texts, dump_metadata, load_json
 from migration_pipelines.model import CollectionSchema, IdKind
 from migration_pipelines.stores.milvus.columns import scalars, vectors
@@ -39,13 +39,15 @@ def batch_of(
 
     Raises
     ------
-    StoreRefusedError
-        A column that was asked for is missing.
+    TransientError
+        The answer was cut: columns that were asked for are missing, or not of one length.
     """
     columns = {_DYNAMIC if data.is_dynamic else data.field_name: data for data in found}
     wanted = [layout.key.name, *layout.output_fields(vectors=with_vectors)]
     if missing := [name for name in wanted if name not in columns]:
-        raise StoreRefusedError(f"{where}: Milvus's answer lacks the fields {missing}", found=sorted(columns))
+        raise TransientError(
+            f"{where}: the answer lacks the fields {missing}; try again", found=sorted(columns)
+        )
     keys = scalars(columns[layout.key.name])
     kind = IdKind.STR if layout.key_is_text else IdKind.INT
     arrays: dict[str, pa.Array] = {
@@ -59,6 +61,9 @@ def batch_of(
     arrays[batches.METADATA] = pa.array(metadata, pa.binary()).view(pa.string())
     if schema.has_namespaces:
         arrays[batches.NAMESPACE] = batches.constant(namespace or "", len(keys))
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if set(lengths.values()) != {len(keys)}:
+        raise TransientError(f"{where}: the answer's columns differ in length; try again", found=lengths)
     return pa.RecordBatch.from_pydict(arrays, schema=batches.arrow_schema(schema, vectors=with_vectors))
 
 

@@ -295,5 +295,9 @@ def schema_of(found: Described, layout: Layout, *, in_one_namespace: bool) -> Co
 
 
 def holds_all_metadata(schema: CollectionSchema) -> bool:
-    """Whether one JSON field holds all metadata, so that null and {} come back as they are."""
-    return bool(schema.options.get("milvus", {}).get("one_metadata_field", True))
+    """Whether all metadata comes back as it is, null and {} included.
+
+    It does where one JSON field holds it, or where it comes from a Milvus with the same fields.
+    """
+    own = schema.options.get("milvus", {})
+    return bool(own.get("one_metadata_field", True) or own.get("holds_its_values", False))

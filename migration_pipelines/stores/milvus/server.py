@@ -50,8 +50,11 @@ class Server:
         reply = self.client.call("ShowCollections", milvus_pb2.ShowCollectionsRequest())
         return list(reply.collection_names)
 
-    def describe(self, name: str) -> Described:
-        """Return what a collection, or one that an alias points at, is made of."""
+    def describe(self, name: str, *, indexes: bool) -> Described:
+        """Return what a collection, or one that an alias points at, is made of.
+
+        Its `indexes` only where they are asked for: Milvus Lite counts all records to tell of them.
+        """
         from pymilvus.grpc_gen import milvus_pb2
 
         reply = self.client.call(
@@ -65,7 +68,7 @@ class Server:
             name=found,
             number=reply.collectionID,
             proto=reply.schema,
-            indexes=self._indexes(found),
+            indexes=self._indexes(found) if indexes else {},
             partitions=tuple(partitions),
             properties=mapping(reply.properties),
             n_shards=reply.shards_num,

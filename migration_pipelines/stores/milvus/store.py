@@ -13,10 +13,11 @@ of a single file of its bytes, and misses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,8 +33,8 @@ from migration_pipelines.errors import (
     ConfigurationError,
     LedgerError,
     MigrationError,
-    StoreRefusedError,
     StoreUnavailableError,
+    UnsupportedOperationError,
 )
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import (
@@ -229,7 +230,7 @@ class MilvusStore(Store):
     def describe(self, collection: str) -> CollectionSchema:
         """Return what the collection is made of; `options["milvus"]` says what only Milvus understands."""
         with self.translating(collection):
-            return self._collection(collection).schema
+            return self._collection(collection, indexes=True).schema
 
     def count(self, collection: str, where: Filter | None = None) -> int:
         """Return the exact number of records; with a filter, by reading all but their vectors."""
@@ -356,7 +357,9 @@ class MilvusStore(Store):
                     store=self.kind,
                     collection=schema.name,
                 )
-            made = new_collection(schema, is_lite=server.client.is_lite, where=where)
+            made = new_collection(
+                schema, is_lite=server.client.is_lite, document_field=self.document_field, where=where
+            )
             server.create(made)
             if schema.has_namespaces:
                 server.create_partition(schema.name, NAMESPACES_MARK)
@@ -397,7 +400,7 @@ class MilvusStore(Store):
     ) -> list[tuple[Any, float]]:
         """Return the nearest `(id, distance)`: squared Euclidean, 1 - cosine or the negative dot product."""
         with self.translating(collection):
-            found = self._collection(collection)
+            found = self._collection(collection, indexes=True)
             if where is not None or not found.is_searched_by(name):
                 raise self._unsupported(
                     f"search by vector {name or '(default)'}, or with a filter", collection
@@ -418,6 +421,20 @@ class MilvusStore(Store):
 
     # ── fit ──────────────────────────────────────────────────────────────────────────────────────────
 
+    def adapt(self, schema: CollectionSchema, kinds: Mapping[str, Mapping[str, int]]) -> CollectionSchema:  # noqa: ARG002
+        """Return the schema, marked where its fields come from a Milvus: then all of its values fit them.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            The store is a single file, which is only read.
+        """
+        self._check_writable()
+        if "milvus" not in schema.options:
+            return schema
+        own = {**schema.options["milvus"], "holds_its_values": True}
+        return schema.model_copy(update={"options": {**schema.options, "milvus": own}})
+
     @property
     def shares_ids(self) -> bool:
         """Return False: Milvus takes a key once a collection, whatever its partition."""
@@ -428,7 +445,7 @@ class MilvusStore(Store):
         return accepts_namespace(name)
 
     def exact_kinds(self, schema: CollectionSchema) -> frozenset[str]:
-        """Return all kinds of value; where the fields are somebody else's, without null and {}.
+        """Return all kinds of value; where the fields are made for others, without null and {}.
 
         A field of a type of its own takes only what it holds exactly: other values are refused.
         """
@@ -453,6 +470,9 @@ class MilvusStore(Store):
         """Return the error of `errors.py` for what gRPC, Milvus or the file system said."""
         kind, advice, facts = meaning(error)
         said = what_was_said(error)
+        if kind is CollectionNotFoundError:
+            with contextlib.suppress(MigrationError):
+                advice = f"there are: {', '.join(self.list_collections()) or 'none'}"
         for secret in (self.token, self.password):
             if secret is not None and secret.get_secret_value():
                 said = said.replace(secret.get_secret_value(), "***")
@@ -478,7 +498,7 @@ class MilvusStore(Store):
 
         Raises
         ------
-        StoreRefusedError
+        UnsupportedOperationError
             It is a single file.
         """
         with self._lock:
@@ -489,13 +509,8 @@ class MilvusStore(Store):
     def _client(self) -> Client:
         token, target = None, f"{self.host}:{self.port}"
         if self.path is not None:
+            self._check_writable()
             where = lite.absolute(self.path)
-            if lite.is_legacy_file(where):
-                raise StoreRefusedError(
-                    f"{self.address()} is a single file, as Milvus Lite 2 made them: it is only read; write "
-                    "to a folder or a server",
-                    store=self.kind,
-                )
             target = lite.acquire(where)
             self._held = where
         elif self.token is not None:
@@ -511,16 +526,24 @@ class MilvusStore(Store):
             before=self.pace,
         )
 
-    def _collection(self, name: str) -> Collection:
+    def _check_writable(self) -> None:
+        if self.path is not None and lite.is_legacy_file(lite.absolute(self.path)):
+            raise UnsupportedOperationError(
+                f"{self.address()} is a single file, as Milvus Lite 2 made them: it is only read; write to a "
+                "folder or a server",
+                store=self.kind,
+            )
+
+    def _collection(self, name: str, *, indexes: bool = False) -> Collection:
         where = self.address(name)
         if not self._is_there():
             raise CollectionNotFoundError(
-                f"{where} isn't there: no folder or file of Milvus Lite's at its path",
+                f"{where} isn't there: no folder or file of Milvus Lite's at its path; there are: none",
                 store=self.kind,
                 collection=name,
             )
         engine, document = self._engine(), self.document_field
-        found = engine.describe(name)
+        found = engine.describe(name, indexes=indexes)
         if document is None and isinstance(engine, LegacyFile):
             document = engine.document_key(found)
         layout = layout_of(found, document_field=document, where=where)
