@@ -19,7 +19,7 @@ PAGE = 10_000  # index.max_result_window, as it is by default
 _KEEP_ALIVE = "30m"  # between two pages of ids a whole partition may be read
 _JSON = {"accept": "application/json"}
 # The whole of these is written and read at once; the server's own limit is 100 MB (http.max_content_length).
-BULK_BYTES = 8_000_000
+BULK_BYTES = 4_000_000
 _TOO_LARGE = 413
 Row = tuple[str, dict[str, Any]]
 

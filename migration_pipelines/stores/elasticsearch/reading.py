@@ -129,7 +129,9 @@ def _dense(values: list[Any], field: VectorField, width: int) -> pa.Array:
         raise ValueError(f"{ {len(value) for value in there} - {width} } of them, not {width}")
     matrix = np.zeros((len(values), width), _DTYPES[field.dtype])
     if there:
-        flat = np.fromiter(chain.from_iterable(there), np.float64, len(there) * width)
+        # Twice as fast as an array of the lists; whole numbers by way of doubles, to see what they would lose.
+        wide = np.float32 if field.dtype is DType.FLOAT32 else np.float64
+        flat = np.fromiter(chain.from_iterable(there), wide, len(there) * width)
         matrix[~missing] = _narrow(flat, field).reshape(len(there), width)
     matrix = matrix.view(np.uint8) if field.dtype is DType.BIT else matrix
     return batches.dense_vectors(matrix, missing=missing if missing.any() else None)
@@ -146,9 +148,9 @@ def _numbers(value: Any, field: VectorField) -> npt.NDArray[Any]:
     return numbers.view(np.uint8) if field.dtype is DType.BIT else numbers
 
 
-def _narrow(numbers: npt.NDArray[np.float64], field: VectorField) -> npt.NDArray[Any]:
+def _narrow(numbers: npt.NDArray[Any], field: VectorField) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
-        found: npt.NDArray[Any] = numbers.astype(_DTYPES[field.dtype])
+        found: npt.NDArray[Any] = numbers.astype(_DTYPES[field.dtype], copy=False)
     if field.dtype is not DType.FLOAT32 and (found != numbers).any():
         raise ValueError("a number outside of -128 to 127")
     return found

@@ -1,7 +1,7 @@
 """Batches as the lines of a bulk request, checked so that Elasticsearch refuses or changes none of them.
 
-A line is put together from texts: the metadata is canonical JSON already, and the vectors of a whole batch
-are written at once. Python objects for every number would take several times as long.
+A line is put together from texts: the metadata is canonical JSON already, and the vectors are written
+from their arrays. Python objects for every number would take several times as long.
 """
 
 from __future__ import annotations
@@ -173,12 +173,9 @@ def _check_lengths(
 
 def _rows_text(matrix: npt.NDArray[Any], field: VectorField) -> Iterator[bytes]:
     """Yield the JSON of each row, float32 in the fewest digits that give it back."""
-    if not len(matrix):
-        return
     values = matrix.view(np.int8) if field.dtype is DType.BIT else matrix
-    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
-    for row in text[2:-2].split(b"],["):
-        yield b"[%b]" % row
+    for row in np.ascontiguousarray(values):
+        yield orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _multi_texts(column: pa.Array, field: VectorField, refuse: _Refuse) -> list[bytes | None]:
