@@ -420,6 +420,14 @@ def test_namespaces_survive_a_move_there_and_back(
     assert compare_collections(source, "source", back, "back").equal
 
 
+def test_a_simulator_without_a_list_of_namespaces_is_read_all_the_same(
+    standin: PineconeStandin, store: PineconeStore
+) -> None:
+    bound(store, namespace="a").upsert("docs", to_batch(plain_records(3), SCHEMA))
+    standin.faults.append(Fault("/namespaces", 99, Reply(404, {"code": 5, "message": "Not Found"})))
+    assert store.count("docs") == 3
+
+
 def test_names_that_a_namespace_can_not_have() -> None:
     store = PineconeStore()
     assert all(map(store.accepts_namespace, ["", "a", "tenant 7", "x" * 512]))

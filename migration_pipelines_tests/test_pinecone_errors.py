@@ -17,7 +17,7 @@ from migration_pipelines.migrator import run_migration
 from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.store import open_address
 from migration_pipelines.stores.pinecone import PineconeStore
-from migration_pipelines.stores.pinecone.client import check_host
+from migration_pipelines.stores.pinecone.client import check_host, open_control
 from migration_pipelines_tests.conformance import ids_of, read_all, spans_of
 from migration_pipelines_tests.records import by_id, plain_records, plain_schema, to_batch
 from migration_pipelines_tests.shell import Shell, fill, shell
@@ -186,6 +186,14 @@ def test_the_key_travels_in_clear_text_only_on_this_machine(host: str) -> None:
 @pytest.mark.parametrize("host", ["http://127.0.0.1:5080", "http://localhost:5080", "https://example.org"])
 def test_hosts_that_keep_the_key_are_taken(host: str) -> None:
     assert check_host(host) == host
+
+
+def test_a_control_plane_from_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PINECONE_CONTROLLER_HOST", "http://example.org")
+    with pytest.raises(errors.ConfigurationError, match="clear text"):
+        open_address("pinecone://docs")
+    client = open_control(api_key=KEY, host=None, timeout_seconds=1)
+    assert "example.org" not in repr(client)
 
 
 def test_an_index_host_that_would_show_the_key_is_not_asked(

@@ -126,9 +126,14 @@ def data_host(model: Any, control_host: str | None) -> str:
 def open_control(*, api_key: str, host: str | None, timeout_seconds: float) -> Any:
     """Return a client of the control plane: indexes, without the records in them."""
     from pinecone import Pinecone, RetryConfig
+    from pinecone._internal.constants import DEFAULT_BASE_URL
 
+    # Without a host the client would take one from the environment, which nobody checked.
     return Pinecone(
-        api_key=api_key, host=host, timeout=timeout_seconds, retry_config=RetryConfig(max_retries=0)
+        api_key=api_key,
+        host=host or DEFAULT_BASE_URL,
+        timeout=timeout_seconds,
+        retry_config=RetryConfig(max_retries=0),
     )
 
 

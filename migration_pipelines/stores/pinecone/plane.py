@@ -69,7 +69,11 @@ class Plane:
         names, token = set(self.counts()), None
         while True:
             self.pace(0)
-            page = self.index.list_namespaces_paginated(limit=_NAMESPACES_A_PAGE, pagination_token=token)
+            asked: dict[str, Any] = {"limit": _NAMESPACES_A_PAGE, "pagination_token": token}
+            # A simulator may know nothing of this listing.
+            page = self._or_nothing(self.index.list_namespaces_paginated, words="", **asked)
+            if page is None:
+                return sorted(names)
             names.update(normal(item.name) for item in page.namespaces)
             token = page.pagination.next if page.pagination else None
             if not token:
@@ -80,7 +84,7 @@ class Plane:
         token = None
         while True:
             self.pace(0)
-            asked = {"namespace": namespace, "limit": _IDS_A_PAGE, "pagination_token": token}
+            asked: dict[str, Any] = {"namespace": namespace, "limit": _IDS_A_PAGE, "pagination_token": token}
             page = self._or_nothing(self.index.list_paginated, **asked)
             if page is None:
                 return
@@ -197,14 +201,19 @@ class Plane:
         answers = (orjson.loads(self.fetch(namespace, page)) for page in self.pages(texts))
         return frozenset(text for answer in answers for text in answer["vectors"])
 
-    def _or_nothing(self, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Return an answer; None where the index is there and the namespace isn't, yet or any more."""
+    def _or_nothing(
+        self, ask: Callable[..., Any], *arguments: Any, words: str = "namespace", **options: Any
+    ) -> Any:
+        """Return an answer; None where the index is there and the namespace isn't, yet or any more.
+
+        That is a 404 with `words` in its message; of an index that is gone it says something else.
+        """
         from pinecone.errors.exceptions import NotFoundError
 
         try:
             return ask(*arguments, **options)
         except NotFoundError as error:
-            if "namespace" in str(error).lower():
+            if words in str(error).lower():
                 return None
             raise
 

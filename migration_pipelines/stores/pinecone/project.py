@@ -94,7 +94,7 @@ class Project:
         check_deployment(model, where=where)
         with self._lock:
             known = self._planes.get(collection)
-        index = known.index if known and known.index.host == host else open_index(self._client, host)
+        index = known.index if known and known.index.host == host else open_index(self._connect(), host)
         self._store.pace()
         stats = index.describe_index_stats()
         fields = vector_fields(

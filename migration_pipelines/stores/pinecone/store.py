@@ -116,7 +116,7 @@ class PineconeStore(Store):
     """
 
     kind: ClassVar[str] = "pinecone"
-    # The service's own limit is 50 MB a second and namespace; what a request of 2 MB in 0.2 seconds makes.
+    # A guess: of requests one after another, half a second each. The service's limit is 50 MB a second.
     typical_write_bytes_per_second: ClassVar[float] = 4e6
     capabilities: ClassVar[Capabilities] = Capabilities(
         id_kinds=frozenset({IdKind.STR}),
