@@ -28,13 +28,23 @@ def stores(kind: str) -> list[Mapping[str, Any]]:
 def collections(kind: str) -> list[tuple[Path, Mapping[str, Any]]]:
     """Every collection of a kind of store: the store's path and the truth on the collection."""
     return [
-        (FIELD / store["local"], collection) for store in stores(kind) for collection in store["collections"]
+        (_place(FIELD / store["local"]), collection)
+        for store in stores(kind)
+        for collection in store["collections"]
     ]
+
+
+def _place(listed: Path) -> Path:
+    """Where a found store lies: directly under its project's, whatever its path was in there."""
+    return listed if listed.exists() else listed.parents[1] / listed.name
 
 
 def writable_copy(store: Path, folder: Path) -> Path:
     """Copy a store that lies on a read-only path to where a careless reader could change it."""
     copy = folder / store.name
+    if store.is_file():
+        shutil.copyfile(store, copy)
+        return copy
     shutil.copytree(store, copy, copy_function=shutil.copy)
     for path in [copy, *copy.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -42,7 +52,9 @@ def writable_copy(store: Path, folder: Path) -> Path:
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
-    """A hash of every file below a folder, and every folder, by name."""
+    """A hash of every file below a folder, and every folder, by name; or of the one file."""
+    if folder.is_file():
+        return {folder.name: hashlib.sha256(folder.read_bytes()).hexdigest()}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         for path in sorted(folder.rglob("*"))

@@ -106,7 +106,7 @@ def test_a_hostile_collection_goes_from_any_store_to_any_other(
 ) -> None:
     """What reaches memory in the end is what was there in the beginning, ids and all, bit for bit."""
     start = "from_memory" if first == "memory" else "hostile"
-    there, back = f"{first}_to_{second}", MemoryStore(name=f"matrix-{first}-{second}")
+    there, back = f"{first}to{second}", MemoryStore(name=f"matrix-{first}-{second}")
     move(engines[first], engines[second], start, there, tmp_path)
     move(engines[second], back, there, "end", tmp_path)
     arrived, expected = named(without_envelope(back, "end")), named(hostile())
