@@ -37,7 +37,14 @@ from migration_pipelines.stores.memory import MemoryStore
 from migration_pipelines.stores.qdrant import QdrantStore
 from migration_pipelines.stores.qdrant.numbers import json_rows, parsed
 from migration_pipelines_tests.conformance import SAMPLES
-from migration_pipelines_tests.records import Record, by_id, from_batches, plain_schema, to_batch
+from migration_pipelines_tests.records import (
+    Record,
+    by_id,
+    from_batches,
+    plain_records,
+    plain_schema,
+    to_batch,
+)
 from migration_pipelines_tests.standins.qdrant import QdrantStandin
 
 SCHEMA = plain_schema("docs", id_kind=IdKind.INT)
@@ -150,6 +157,14 @@ def test_a_record_with_a_double_that_the_engine_would_change_moves_unchanged(
         Record(id=n, vectors={"": np.ones(8, np.float32)}, metadata={"x": v}) for n, v in enumerate(values)
     ]
     assert_moves(store, SCHEMA, records, tmp_path, name="doubles")
+
+
+def test_text_ids_become_uuids_in_qdrant_and_text_again_behind_it(
+    store: QdrantStore, standin: QdrantStandin, tmp_path: Path
+) -> None:
+    assert_moves(store, plain_schema("docs"), plain_records(120), tmp_path, name="texts")
+    ids = [point["id"] for body in bodies(standin, "/points", "PUT") for point in body["points"]]
+    assert [uuid.UUID(text).version for text in ids] == [5] * 120
 
 
 def assert_moves(
