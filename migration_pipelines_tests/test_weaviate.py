@@ -150,6 +150,17 @@ def test_a_vector_that_weaviate_can_not_name_is_refused(store: WeaviateStore, na
         store.adapt(SCHEMA.model_copy(update={"vectors": fields}), {})
 
 
+def test_an_alias_is_told_by_what_it_points_at(store: WeaviateStore) -> None:
+    """Were it taken for a collection, `replace` could drop the source of a migration under another name."""
+    load(store, SCHEMA, some_records(3))
+    store.set_alias("current", "Docs")
+    assert store.aliases("Docs") == ["Current"]
+    for operation in (store.describe, store.drop):
+        with pytest.raises(errors.ConfigurationError, match="alias of Docs"):
+            operation("Current")
+    assert store.count("Docs") == 3
+
+
 # ── types ────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -221,6 +221,8 @@ def test_the_key_goes_with_both_ways_and_is_shown_nowhere(
     [
         ("invalid text property 'n' on class 'Docs': not a string", errors.RecordRejectedError),
         ("something that nobody has heard of", errors.RecordRejectedError),
+        ("invalid int property 'memory_timeout' on class 'Docs'", errors.RecordRejectedError),
+        ("no such prop with name 'dimension' found in class 'Docs'", errors.RecordRejectedError),
         ("vector lengths don't match: 3 vs 8", errors.DimensionMismatchError),
         ("put object: context deadline exceeded", errors.TransientError),
         ("store is read-only", errors.TransientError),

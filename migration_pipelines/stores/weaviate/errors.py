@@ -27,6 +27,7 @@ TOO_LARGE = r"larger than max"
 _NO_COLLECTION = (
     r"(could not find|failed to get) class|class .{0,300}not (present|found|exist)|not found in schema"
 )
+_OWN_FAULT = r"^(invalid \S+( array)? property|no such prop|unknown property)"
 _OTHER_DIMENSIONS = r"(?i)vector lengths don't match|vectors? with length|dimension"
 
 # The first pattern found in "<class names of the error's family> <gRPC code or HTTP status>: <message>" says
@@ -93,6 +94,8 @@ def _parts(error: Exception) -> tuple[str, str, float | None]:
 def of_a_record(message: str) -> tuple[type[MigrationError], str]:
     """Return what an error of one object in a batch's reply becomes: by default the record's own fault."""
     for words, kind, advice in (
+        # First: what follows names the user's fields and values, which may read like anything below.
+        (_OWN_FAULT, RecordRejectedError, "mend the record"),
         (_NO_COLLECTION, CollectionNotFoundError, "check the name"),
         (r"tenant not (found|active)", StoreRefusedError, "add or activate the tenant"),
         (_OTHER_DIMENSIONS, DimensionMismatchError, "choose another target collection"),

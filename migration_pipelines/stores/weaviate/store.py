@@ -515,6 +515,9 @@ class WeaviateStore(Store):
             raise CollectionNotFoundError(
                 f"{where} isn't there; there are: {there}", store=self.kind, collection=collection
             )
+        if found["class"] != class_name(collection):
+            # Else a migration could be told to replace its source, under another name.
+            raise ConfigurationError(f"{where} is an alias of {found['class']}: name that instead")
         layout = layout_of(found, document_field=self.document_field, where=where)
         access = Access(connection=self._connect(), layout=layout, pace=self.pace, where=where)
         if self.namespace is not None and not layout.has_tenants:
