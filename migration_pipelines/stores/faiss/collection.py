@@ -174,7 +174,7 @@ class CollectionFolder:
         self.hidden.mkdir(exist_ok=True)
         path = self.hidden / f".{secrets.token_hex(8)}{_TEMPORARY}"
         try:
-            with TableWriter(path, batches.arrow_schema(schema), compressed=False) as writer:
+            with TableWriter(path, batches.arrow_schema(schema), staged=True) as writer:
                 yield path, writer
             _sync(path)
         except BaseException:

@@ -84,7 +84,7 @@ class Vectors:
         width = 4 * self._layout.dimensions
         found = np.empty((stop - start, self._layout.dimensions), np.float32)
         # A system call reads at most about 2 GB.
-        wanted, at = memoryview(found).cast("B"), self._layout.vectors_at + start * width
+        wanted, at = found.reshape(-1).view(np.uint8).data, self._layout.vectors_at + start * width
         done = 0
         while done < len(wanted):
             n = os.preadv(self._file.fileno(), [wanted[done:]], at + done)

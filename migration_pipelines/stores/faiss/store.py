@@ -9,8 +9,8 @@ files are read and never changed. `?sidecar=` names the file of the records, or 
 Which index a collection gets, and how the vectors of cosine similarity are kept, is told in `build.py`;
 `?index=flat`, `hnsw` or `ivf` chooses. FAISS builds an index in memory: 4 bytes a number of all vectors are
 needed to write a collection, and to change one that is finished. Of flat and graph indexes and inverted lists
-reading holds a batch at a time. The other kinds are loaded whole. They hold codes in place of vectors: they are read decoded, and
-`describe().options["approximate_vectors"]` says so.
+reading holds a batch at a time. The other kinds are loaded whole. They hold codes in place of vectors: they
+are read decoded, and `describe().options["approximate_vectors"]` says so.
 """
 
 from __future__ import annotations
