@@ -55,8 +55,8 @@ def record_ids(store: Store) -> list[Any]:
     return [*texts, 1, 2, 2**53 + 1] if IdKind.INT in can.id_kinds and (can.mixed_ids or not texts) else texts
 
 
-def any_record(store: Store) -> st.SearchStrategy[Record]:
-    """Records that the store says it holds exactly."""
+def any_record(store: Store, *, zeros: bool) -> st.SearchStrategy[Record]:
+    """Records that the store says it holds exactly; with `zeros` among their vectors, one of zeros alone."""
     can = store.capabilities
     values = st.one_of([values for kind, values in _VALUES.items() if kind in can.value_kinds])
     keys = st.sampled_from(["a", "b", "naïve", "with space", "UPPER"])
@@ -64,6 +64,7 @@ def any_record(store: Store) -> st.SearchStrategy[Record]:
     empty = [st.just({})] if ValueKind.NO_FIELDS in can.value_kinds else []
     none = [st.none()] if can.no_metadata else []
     vector = st.lists(_FLOATS, min_size=DIMENSIONS, max_size=DIMENSIONS)
+    vector = vector if zeros else vector.filter(any)
     return st.builds(
         lambda record_id, numbers, document, metadata: Record(
             id=record_id, vectors={"": np.array(numbers, np.float32)}, document=document, metadata=metadata
@@ -78,7 +79,9 @@ def any_record(store: Store) -> st.SearchStrategy[Record]:
 def machine_of(harness: Harness) -> type[RuleBasedStateMachine]:
     """The state machine of one store."""
     store, can = harness.store, harness.store.capabilities
-    some_records = st.lists(any_record(store), max_size=8, unique_by=Record.key)
+    some_records = st.lists(
+        any_record(store, zeros=harness.holds_zero_vectors), max_size=8, unique_by=Record.key
+    )
     some_ids = st.lists(st.sampled_from(record_ids(store)), max_size=5, unique_by=lambda i: (type(i), i))
 
     class Machine(RuleBasedStateMachine):

@@ -21,6 +21,7 @@ class Harness(ABC):
     """
 
     store: Store
+    holds_zero_vectors: ClassVar[bool] = True  # whether the engine takes a vector of zeros alone
     sparse_is_positive: ClassVar[bool] = False  # the engine refuses other weights of sparse vectors
 
     @classmethod

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
@@ -39,6 +39,7 @@ class PineconeHarness(Harness):
     """The service or its stand-in."""
 
     store: PineconeStore
+    holds_zero_vectors: ClassVar[bool] = False
 
     def __init__(self, store: PineconeStore, client: Pinecone, standin: PineconeStandin | None) -> None:
         self.store = store
