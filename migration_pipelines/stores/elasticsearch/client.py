@@ -64,6 +64,7 @@ _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
         TransientError,
         "its answer was cut or late",
     ),
+    (r"\b(LookupError|TypeError|AttributeError)\b", TransientError, "its answer isn't whole: try again"),
     (r"", StoreRefusedError, "Elasticsearch refuses it for good"),
 )
 

@@ -51,7 +51,7 @@ class Index:
     def count(self, query: Mapping[str, Any] | None = None) -> int:
         """Return how many records match, of those that a search sees."""
         found = self.ask("POST", "/_count", {"query": query} if query else None)
-        self._whole(found)
+        self.check_whole(found)
         return int(found["count"])
 
     def ids(self, query: Mapping[str, Any] | None) -> Iterator[list[str]]:
@@ -63,7 +63,7 @@ class Index:
             They are not as many as were counted.
         """
         opened = self.ask("POST", "/_pit", keep_alive=_KEEP_ALIVE)
-        self._whole(opened)
+        self.check_whole(opened)
         view, expected, total, after = opened["id"], -1, 0, None
         try:
             while True:
@@ -77,7 +77,7 @@ class Index:
                 body |= {"query": query} if query else {}
                 body |= {"search_after": after} if after is not None else {}
                 found = request(self._client, "POST", "/_search", body, pace=self._pace)
-                self._whole(found)
+                self.check_whole(found)
                 hits = found["hits"]["hits"]
                 if after is None:
                     expected = int(found["hits"]["total"]["value"])
@@ -134,7 +134,7 @@ class Index:
         """
         body = {"query": {"ids": {"values": ids}}, "size": len(ids), "_source": False}
         found = self.ask("POST", "/_search", body)
-        self._whole(found)
+        self.check_whole(found)
         if found["hits"]["total"]["value"] > len(found["hits"]["hits"]):
             raise StoreRefusedError(
                 f"{self._where}: several records share an id, each with its own routing; make them distinct"
@@ -142,7 +142,7 @@ class Index:
         hits = (hit for hit in found["hits"]["hits"] if "_routing" in hit)
         return [{"_id": hit["_id"], "routing": hit["_routing"]} for hit in hits]
 
-    def _whole(self, found: Mapping[str, Any]) -> None:
+    def check_whole(self, found: Mapping[str, Any]) -> None:
         """Raise where an answer comes from some of the shards only."""
         shards = found.get("_shards") or {}
         if shards.get("failed") or found.get("timed_out") or "_shards" not in found:

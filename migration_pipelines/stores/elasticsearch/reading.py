@@ -129,7 +129,7 @@ def _dense(values: list[Any], field: VectorField, width: int) -> pa.Array:
         raise ValueError(f"{ {len(value) for value in there} - {width} } of them, not {width}")
     matrix = np.zeros((len(values), width), _DTYPES[field.dtype])
     if there:
-        # Twice as fast as an array of the lists; whole numbers by way of doubles, to see what they would lose.
+        # Twice as fast as an array of the lists; whole numbers by way of doubles, to see what they lose.
         wide = np.float32 if field.dtype is DType.FLOAT32 else np.float64
         flat = np.fromiter(chain.from_iterable(there), wide, len(there) * width)
         matrix[~missing] = _narrow(flat, field).reshape(len(there), width)

@@ -379,7 +379,9 @@ class ElasticsearchStore(Store):
                 "num_candidates": min(10_000, max(100, limit * 10)),
             }
             body = {"knn": asked, "size": limit, "_source": False}
-            found = self._index(collection).ask("POST", "/_search", body)
+            index = self._index(collection)
+            found = index.ask("POST", "/_search", body)
+            index.check_whole(found)
             return [(hit["_id"], _distance(float(hit["_score"]), field)) for hit in found["hits"]["hits"]]
 
     def _query_vector(self, vector: Any, field: VectorField, collection: str) -> list[Any]:
