@@ -22,9 +22,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,7 +48,8 @@ _PART = ".parquet"
 _TEMPORARY = ".tmp"
 _TEXTS = (batches.ID, batches.ID_TYPE, batches.DOCUMENT, batches.METADATA)
 
-Batches = Callable[[], Iterable[pa.RecordBatch]]
+# Gives all records each time that it is called, with the columns named, or more; all columns for None.
+Batches = Callable[[Sequence[str] | None], Iterable[pa.RecordBatch]]
 
 
 class FileInfo(Value):
@@ -194,7 +196,7 @@ class CollectionFolder:
         """Publish what was loaded; nothing where that is done. Under `changing`."""
         if manifest.index is None:
             tables = [ParquetTable(part.path) for part in self.parts()]
-            self.publish(manifest, lambda: _latest(tables, manifest.description), override=override)
+            self.publish(manifest, partial(_latest, tables, manifest.description), override=override)
         published = self._manifest(self.path)
         assert published is not None
         self._remove_strays(published)
@@ -205,8 +207,7 @@ class CollectionFolder:
         Parameters
         ----------
         records
-            Gives all records, in the order of their numbers, every time that it is called; batches that have
-            no column `number` are new ones.
+            In the order of their numbers; batches that have no column `number` are new ones.
         """
         suffix = f"~{manifest.generation + 1}" if manifest.generation else ""
         names = f"index{suffix}.faiss", f"records{suffix}{_PART}"
@@ -269,7 +270,7 @@ def _write(
     schema = manifest.description
     (field,) = schema.vectors
     shape = build.Shape()
-    for batch in records():
+    for batch in records([batches.VECTOR]):
         shape.add(_matrix(batch), field.metric)
     settings = build.choose(field, shape, override)
     normalised = build.is_normalised(field, shape)
@@ -278,7 +279,7 @@ def _write(
     writer = _RecordsWriter(manifest.next_number, keeps_vectors=normalised)
 
     def vectors() -> Iterator[npt.NDArray[Any]]:
-        for batch in records():
+        for batch in records(None):
             writer.write(table, batch)
             matrix = _matrix(batch)
             yield build.normalised(matrix) if normalised else matrix
@@ -327,7 +328,7 @@ def _matrix(batch: pa.RecordBatch) -> npt.NDArray[Any]:
 
 def _sample(records: Batches, rows: npt.NDArray[np.int64], *, normalised: bool) -> npt.NDArray[Any]:
     found, at = [np.empty((0, 0), np.float32)], 0
-    for batch in records() if len(rows) else ():
+    for batch in records([batches.VECTOR]) if len(rows) else ():
         inside = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + batch.num_rows)] - at
         found.append(np.array(_matrix(batch)[inside]))
         at += batch.num_rows
@@ -335,12 +336,15 @@ def _sample(records: Batches, rows: npt.NDArray[np.int64], *, normalised: bool) 
     return build.normalised(sample) if normalised else sample
 
 
-def _latest(tables: list[ParquetTable], schema: CollectionSchema) -> Iterator[pa.RecordBatch]:
+def _latest(
+    tables: list[ParquetTable], schema: CollectionSchema, columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
     """Yield all records of some parts; of those with one id the last."""
     keep = last_of_each_id(tables)
-    columns, at = batches.arrow_schema(schema).names, 0
+    names = columns or batches.arrow_schema(schema).names
+    at = 0
     for table in tables:
-        for batch in whole(table, columns):
+        for batch in whole(table, names):
             kept = keep[at : at + batch.num_rows]
             at += batch.num_rows
             found = batch if kept.all() else batch.filter(pa.array(kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def merged(folder: CollectionFolder, manifest: Manifest, new: pa.RecordBatch) ->
         held = opened.records.take([batches.ID, batches.ID_TYPE], rows)
     fresh = new.filter(pc.invert(batches.is_among(new, held)))
 
-    def records() -> Iterator[pa.RecordBatch]:
+    def records(_: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         for batch in _numbered(opened):
             numbers, plain = batch.column(NUMBER), batch.select(new.schema.names)
             yield _replacing(plain, new).append_column(NUMBER, numbers)
@@ -92,7 +92,7 @@ def remaining(folder: CollectionFolder, manifest: Manifest, ids: pa.RecordBatch)
     if not len(opened.records.find(ids)):
         return None
 
-    def records() -> Iterator[pa.RecordBatch]:
+    def records(_: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         for batch in _numbered(opened):
             yield batch.filter(pc.invert(batches.is_among(batch, ids)))
 
