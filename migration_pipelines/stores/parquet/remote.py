@@ -343,6 +343,7 @@ class _Upload(io.RawIOBase):
         if self._pieces is not None:
             with suppress(Exception):
                 self._pieces.discard()
+            self._pieces.closed = True  # or fsspec would try to send the rest when it is collected
 
     def _send(self) -> None:
         if self._pieces is None:
