@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -193,6 +194,25 @@ def test_while_it_is_loaded_the_later_of_two_parts_counts(store: FaissStore) -> 
     assert store.count("docs") == len(expected)
     store.finish_load("docs")
     assert_same(read_all(store, "docs"), expected, store)
+
+
+def test_a_load_of_more_parts_than_files_may_be_open(store: FaissStore) -> None:
+    records, soft = plain_records(120), resource.getrlimit(resource.RLIMIT_NOFILE)
+    schema = plain_schema("docs")
+    store.create(schema)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 30, soft[1]))
+    try:
+        for number, record in enumerate(records):
+            with store.load_part("docs", str(number)) as write:
+                write(to_batch([record], schema))
+        assert store.count("docs") == 120
+        for number in (0, 60, 119):
+            found = store.read_part("docs", str(number), ids_of([records[number]]))
+            assert_same(from_batches([found]), [records[number]], store)
+        store.finish_load("docs")
+        assert_same(read_all(store, "docs"), records, store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, soft)
 
 
 def test_spans_hold_while_records_are_replaced_added_and_removed(store: FaissStore) -> None:

@@ -195,8 +195,9 @@ class CollectionFolder:
     def finish(self, manifest: Manifest, *, override: str | None) -> None:
         """Publish what was loaded; nothing where that is done. Under `changing`."""
         if manifest.index is None:
-            tables = [ParquetTable(part.path) for part in self.parts()]
-            self.publish(manifest, partial(_latest, tables, manifest.description), override=override)
+            paths = [part.path for part in self.parts()]
+            keep = last_of_each_id(map(ParquetTable, paths))
+            self.publish(manifest, partial(_latest, paths, keep, manifest.description), override=override)
         published = self._manifest(self.path)
         assert published is not None
         self._remove_strays(published)
@@ -337,14 +338,16 @@ def _sample(records: Batches, rows: npt.NDArray[np.int64], *, normalised: bool) 
 
 
 def _latest(
-    tables: list[ParquetTable], schema: CollectionSchema, columns: Sequence[str] | None
+    paths: Iterable[Path],
+    keep: npt.NDArray[np.bool_],
+    schema: CollectionSchema,
+    columns: Sequence[str] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield all records of some parts; of those with one id the last."""
-    keep = last_of_each_id(tables)
+    """Yield the records of some parts that are kept, one file open at a time."""
     names = columns or batches.arrow_schema(schema).names
     at = 0
-    for table in tables:
-        for batch in whole(table, names):
+    for path in paths:
+        for batch in whole(ParquetTable(path), names):
             kept = keep[at : at + batch.num_rows]
             at += batch.num_rows
             found = batch if kept.all() else batch.filter(pa.array(kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,12 +117,12 @@ def _replacing(batch: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def fetch_staged(
-    tables: list[ParquetTable], schema: CollectionSchema, ids: pa.RecordBatch, *, vectors: bool
+    tables: Iterable[ParquetTable], schema: CollectionSchema, ids: pa.RecordBatch, *, vectors: bool
 ) -> pa.RecordBatch:
-    """Return the records with these ids from staged parts, oldest first; of each the newest."""
+    """Return the records with these ids from staged parts; of each the first that is met."""
     columns = batches.arrow_schema(schema, vectors=vectors)
     found = [pa.RecordBatch.from_pylist([], columns)]
-    for table in reversed(tables):
+    for table in tables:
         rows = table.find(ids)
         if len(rows):
             found.append(table.take(columns.names, rows))

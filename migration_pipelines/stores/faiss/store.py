@@ -20,7 +20,7 @@ import json
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ from migration_pipelines.stores.faiss.collection import (
     MANIFEST,
     CollectionFolder,
     Manifest,
+    Part,
     last_of_each_id,
     part_name,
 )
@@ -206,7 +207,7 @@ class FaissStore(Store):
         manifest = self._manifest(collection)
         if manifest is not None and manifest.index is None:
             with self.translating(collection):
-                return int(last_of_each_id(self._parts(collection)).sum())
+                return int(last_of_each_id(self._tables(self._folder(collection).parts())).sum())
         opened = self._opened(collection)
         if where is None:
             return opened.count
@@ -253,7 +254,19 @@ class FaissStore(Store):
             with self.translating(collection):
                 return opened.fetch(ids, vectors=vectors)
         with self.translating(collection):
-            return fetch_staged(self._parts(collection), manifest.description, ids, vectors=vectors)
+            parts = reversed(self._folder(collection).parts())
+            return fetch_staged(self._tables(parts), manifest.description, ids, vectors=vectors)
+
+    def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:
+        """Return what a load wrote for these ids: from the part's own file, or where they went since."""
+        manifest = self._manifest(collection)
+        if manifest is None or manifest.index is not None:
+            return self.fetch(collection, ids)
+        with self.translating(collection):
+            name = part_name("part", part)
+            newest = reversed(self._folder(collection).parts())
+            parts = sorted(newest, key=lambda staged: staged.name != name)
+            return fetch_staged(self._tables(parts), manifest.description, ids, vectors=True)
 
     def fingerprint(self, collection: str) -> str:
         """Return a digest of the files' names, sizes and times of change."""
@@ -499,14 +512,12 @@ class FaissStore(Store):
         assert foreign is not None
         return foreign.open(collection)
 
-    def _parts(self, collection: str) -> list[ParquetTable]:
-        """Return the staged parts of a collection that is loading, oldest first."""
-        found = []
-        for part in self._folder(collection).parts():
+    def _tables(self, parts: Iterable[Part]) -> Iterator[ParquetTable]:
+        """Yield staged parts opened, one at a time: there may be more than a process may have open."""
+        for part in parts:
             status = part.path.stat()
             version = (status.st_size, status.st_mtime_ns, status.st_ino)
-            found.append(self._kept_open(str(part.path), version, partial(ParquetTable, part.path)))
-        return found
+            yield self._kept_open(str(part.path), version, partial(ParquetTable, part.path))
 
     # ── inside: changing ─────────────────────────────────────────────────────────────────────────────
 
