@@ -112,6 +112,7 @@ class ElasticsearchStandin(Standin):
         try:
             if self.login is not None and request.headers.get("authorization") != self.login:
                 refuse(401, "security_exception", "unable to authenticate user for REST request")
+            self._check_media(request)
             if any(request.path.endswith(end) for end in self.forbidden):
                 refuse(403, "security_exception", f"action is unauthorized for {request.path}")
             if len(request.body) > self.max_content_bytes:
@@ -120,6 +121,15 @@ class ElasticsearchStandin(Standin):
         except RefusedError as error:
             body = {"error": {"root_cause": [error.error()], **error.error()}, "status": error.status}
             return Reply(error.status, body, headers)
+
+    def _check_media(self, request: Request) -> None:
+        """Refuse another API than that of this version and the one before."""
+        ours = int(self.version.split(".")[0])
+        for name in ("accept", "content-type"):
+            asked = re.search(r"compatible-with=(\d+)", request.headers.get(name, ""))
+            if asked and int(asked[1]) not in (ours, ours - 1):
+                reason = f"{name} version must be either version {ours} or {ours - 1}, but found {asked[1]}"
+                refuse(400, "media_type_header_exception", reason)
 
     # ── routes ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -17,7 +17,9 @@ from migration_pipelines.stores.elasticsearch.client import classify_item, reaso
 
 PAGE = 10_000  # index.max_result_window, as it is by default
 _KEEP_ALIVE = "30m"  # between two pages of ids a whole partition may be read
-_JSON = {"accept": "application/json"}
+# Servers of version 8 refuse what a client of version 9 asks by itself; both speak version 8's API.
+_MEDIA = "application/vnd.elasticsearch+{}; compatible-with=8"
+_JSON = {"accept": _MEDIA.format("json")}
 # The whole of these is written and read at once; the server's own limit is 100 MB (http.max_content_length).
 BULK_BYTES = 4_000_000
 _TOO_LARGE = 413
@@ -205,7 +207,7 @@ class Index:
 
     def _send(self, body: bytes) -> Any:
         self._pace(len(body))
-        headers = {**_JSON, "content-type": "application/x-ndjson"}
+        headers = {**_JSON, "content-type": _MEDIA.format("x-ndjson")}
         path = f"{self._path}/_bulk?pipeline=_none"
         return self._client.perform_request("POST", path, headers=headers, body=body).body
 
@@ -231,5 +233,5 @@ def request(
     if query:
         texts = {key: str(v).lower() if isinstance(v, bool) else v for key, v in query.items()}
         path += f"?{urlencode(texts, safe='*,')}"
-    headers = {**_JSON, "content-type": "application/json"} if data is not None else _JSON
+    headers = {**_JSON, "content-type": _MEDIA.format("json")} if data is not None else _JSON
     return client.perform_request(method, path, headers=headers, body=data).body
