@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pymilvus import DataType
+from milvus_lite.server_manager import server_manager_instance
+from pymilvus import DataType, MilvusClient
 from pymilvus.grpc_gen import schema_pb2
 
 from migration_pipelines import batch as batches
@@ -558,6 +559,16 @@ def test_two_stores_of_one_folder_close_it_when_both_are_done(tmp_path: Path) ->
         timeout=60,
     )
     assert schema.name in ran.stdout
+
+
+def test_a_folder_that_somebody_else_of_this_process_opened_stays_open(tmp_path: Path) -> None:
+    client = MilvusClient(str(tmp_path / "theirs.db"))
+    store = MilvusStore(path=str(tmp_path / "theirs.db"))
+    schema = load(store, new_schema(store), plain_records(5))
+    store.close()
+    assert client.list_collections() == [schema.name]
+    client.close()
+    server_manager_instance.release_server(str(tmp_path / "theirs.db"))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Milvus Lite: a folder that is opened in this process, by a server of its own on the loopback.
 
 One process at a time may open a folder; in this process it is opened once, whoever asks (pymilvus's own
-clients included), and closed when the last store has let go of it.
+clients included), and what was opened for a store is closed when the last store has let go of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _COLLECTIONS, _DATABASES, _DEFAULT_DATABASE = "collections", "databases", "defau
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 _USERS: Counter[str] = Counter()
+_OURS: set[str] = set()  # folders that were opened for a store, not by somebody else of this process
 _LOCK = threading.RLock()
 
 
@@ -60,24 +61,31 @@ def acquire(path: Path) -> str:
     if path.exists() and not is_folder(path) and (path.is_file() or any(path.iterdir())):
         raise StoreRefusedError(f"milvus: {path} is neither empty nor a folder of Milvus Lite's")
     with _LOCK:
+        was_open = str(path) in getattr(server_manager_instance, "_servers", {})
         uri = server_manager_instance.start_and_get_uri(str(path))
         if uri is None and _is_locked(path):
             raise TransientError(f"milvus: another process has {path} open; try again when it is done")
         if uri is None:
             raise StoreRefusedError(f"milvus: Milvus Lite can't open {path}; its log says why")
+        if not was_open:
+            _OURS.add(str(path))
         _USERS[str(path)] += 1
         return str(uri).removeprefix("http://")
 
 
 def release(path: Path) -> None:
-    """Let go of a folder; the last one closes it, which brings everything into its files."""
+    """Let go of a folder; the last store closes it, which brings everything into its files."""
     from milvus_lite.server_manager import server_manager_instance
 
+    name = str(path)
     with _LOCK:
-        _USERS[str(path)] -= 1
-        if _USERS[str(path)] <= 0:
-            del _USERS[str(path)]
-            server_manager_instance.release_server(str(path))
+        _USERS[name] -= 1
+        if _USERS[name] > 0:
+            return
+        del _USERS[name]
+        if name in _OURS:
+            _OURS.discard(name)
+            server_manager_instance.release_server(name)
 
 
 def _is_locked(path: Path) -> bool:
