@@ -386,6 +386,11 @@ def test_the_id_of_zeros_is_walked_over_too(store: WeaviateStore) -> None:
     assert_same(read_all(store, "Docs", span_records=1), records, store)
 
 
+def test_fetching_from_an_empty_collection_finds_nothing(store: WeaviateStore) -> None:
+    load(store, SCHEMA, [])
+    assert store.fetch("Docs", ids_of(some_records(2))).num_rows == 0
+
+
 def test_nothing_is_asked_for_by_offset(store: WeaviateStore, standin: WeaviateStandin) -> None:
     load(store, SCHEMA, some_records(50))
     read_all(store, "Docs", span_records=7)

@@ -286,7 +286,9 @@ class WeaviateStore(Store):
             ]
             if found:
                 return pa.concat_batches(found)
-            return self._batch(access, schema, [], "", vectors=vectors)
+            sized = [f.model_copy(update={"dimensions": f.dimensions or 0}) for f in schema.vectors]
+            layout = schema.model_copy(update={"vectors": tuple(sized)})  # a class without objects has none
+            return self._batch(access, layout, [], "", vectors=vectors)
 
     def fingerprint(self, collection: str) -> str:
         """Return a text that changes with any record that comes, goes or is written again."""
