@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from migration_pipelines.errors import MigrationError
+from migration_pipelines.errors import MigrationError, TransientError
 from migration_pipelines.model import CollectionSchema
 from migration_pipelines.stores.parquet import part as parts
 from migration_pipelines.stores.parquet.collection import (
@@ -33,6 +33,7 @@ from migration_pipelines.stores.parquet.collection import (
     Contents,
     Located,
     Manifest,
+    PartFile,
     State,
 )
 from migration_pipelines.stores.parquet.remote import RemoteFolder, unique_name
@@ -162,6 +163,14 @@ class RemoteCollection(CollectionFolder[RemoteFolder]):
         self.folder.remove(MANIFEST)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _examined(self, name: str, schema: CollectionSchema) -> PartFile:
+        try:
+            return super()._examined(name, schema)
+        except FileNotFoundError:
+            raise TransientError(
+                f"{self.folder.where(name)}: another writer published meanwhile and removed it"
+            ) from None
 
     def _noted(self, manifest: Manifest, contents: Contents) -> Contents:
         """Keep what names of new objects are made from."""
