@@ -27,6 +27,9 @@ from migration_pipelines.stores.chroma import ChromaStore, direct, rows
 from migration_pipelines.stores.chroma.copied import CopiedChromaStore
 from migration_pipelines_tests.harnesses.chroma import EmbeddedChroma
 from migration_pipelines_tests.records import by_id, from_batches, plain_records, plain_schema
+from migration_pipelines_tests.shell import Shell, shell
+
+__all__ = ["shell"]
 
 SCHEMA = plain_schema("docs")
 DATABASE = "chroma.sqlite3"
@@ -427,6 +430,20 @@ def test_vectors_that_are_lost_are_counted_and_named_and_the_others_arrive(
         for part in store.scan("docs", span, ids=ids, batch_records=50, vectors=False)
     )
     assert texts == 250
+
+
+def test_a_run_that_lacks_vectors_moves_the_others_and_is_not_called_complete(
+    source: Path, tmp_path: Path, shell: Shell
+) -> None:
+    with sqlite3.connect(source / DATABASE) as file:
+        file.execute("DELETE FROM embeddings_queue WHERE seq_id <= 200")
+    file.close()
+    os.truncate(index_folder(source) / "data_level0.bin", 180 * (4 * 33 + 4 * 8 + 8))
+    target = f"parquet:{tmp_path / 'out'}#docs"
+    found = shell("run", "--source", f"chroma:{source}#docs", "--target", target)
+    assert found.status == 1
+    assert "20 of 250 records" in found.everything
+    assert "doc#00" in found.everything
 
 
 def test_what_chroma_left_of_removed_collections_is_nobodys(source: Path, tmp_path: Path) -> None:

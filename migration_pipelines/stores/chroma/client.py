@@ -21,6 +21,7 @@ from migration_pipelines.errors import (
     TransientError,
 )
 from migration_pipelines.stores.chroma.file import DATABASE_FILE
+from migration_pipelines.stores.chroma.legacy_files import is_legacy
 
 # The first pattern found in "<class names of the error's family> <HTTP status>: <message>" says what an error
 # becomes, and what to do. By name, so that asking needs no driver.
@@ -71,6 +72,8 @@ def what_is_at(folder: Path) -> str:
         return (
             f"{folder} is {'not a folder' if folder.exists() else 'not there'}; expected a folder of Chroma's"
         )
+    if is_legacy(folder):
+        return f"{folder} is of Chroma 0.3; such a folder can be a source, and nothing else is done with it"
     names = sorted(path.name for path in folder.iterdir())
     return f"{folder} holds no {DATABASE_FILE}, but {names[:5] or 'nothing'}; expected a folder of Chroma's"
 

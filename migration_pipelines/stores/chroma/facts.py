@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,7 @@ def read_facts(
         )
     segments = {item["scope"]: item for item in rows_of(file, _SEGMENTS, row["id"])}
     text, vector = segments["METADATA"], segments["VECTOR"]
+    uuid.UUID(vector["id"])  # it becomes the name of a folder, which may not lie elsewhere
     metadata = {item["key"]: _value(item) for item in rows_of(file, _METADATA, row["id"])}
     legacy = {item["key"]: _value(item) for item in rows_of(file, _SEGMENT_METADATA, vector["id"])}
     settings, embedder = _configuration(row)
@@ -113,14 +115,14 @@ def read_facts(
         texts_applied=number_of(text["seq_id"]),
         vectors_applied=None if vector["seq_id"] is None else number_of(vector["seq_id"]),
         metadata=metadata,
-        index=_index(settings, {**metadata, **legacy}),
+        index=index_of(settings, {**metadata, **legacy}),
         embedder=embedder,
         has_bools=has_table(file, "embedding_metadata", column="bool_value"),
         has_arrays=_has_rows(file, "embedding_metadata_array"),
     )
 
 
-def _index(settings: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, Any]:
+def index_of(settings: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, Any]:
     """Return the index's parameters; the older way to set them counts only where no other is used."""
     found = {**_DEFAULTS, **{key: settings[key] for key in _DEFAULTS if settings.get(key) is not None}}
     if found != dict(_DEFAULTS):

@@ -63,6 +63,7 @@ from migration_pipelines.stores.chroma.file import (
     read_names,
     versions_digest,
 )
+from migration_pipelines.stores.chroma.legacy_files import is_legacy, legacy_collections
 from migration_pipelines.stores.chroma.records import (
     HELD,
     METRICS,
@@ -219,11 +220,13 @@ class ChromaStore(Store):
 
         A folder isn't opened for it: it may be somebody's source, and only be asked what is in it.
         """
+        folder = absolute(self.path or "")
+        if self.path is not None and is_legacy(folder):
+            return sorted(legacy_collections(folder))
         if not self._is_there():
             return []
         with self.translating():
             if self.path is not None and self.snapshot_of is None and self._client is None:
-                folder = absolute(self.path)
                 return sorted(read_names(folder, tenant=self.tenant, database=self.database))
             client, names = self._connect(), list[str]()
             while page := client.list_collections(limit=_NAMES_PAGE, offset=len(names)):
@@ -333,11 +336,13 @@ class ChromaStore(Store):
         if self.path is None or self.snapshot_of is not None:
             return self
         from migration_pipelines.stores.chroma.copied import CopiedChromaStore
+        from migration_pipelines.stores.chroma.legacy import LegacyChromaStore
 
         with self.translating():
             copy = snapshot(self._original(), scratch)
+        kind = CopiedChromaStore if (copy / DATABASE_FILE).is_file() else LegacyChromaStore
         division = {"tenant": self.tenant, "database": self.database}
-        return CopiedChromaStore(path=str(copy), snapshot_of=self.path, **division)
+        return kind(path=str(copy), snapshot_of=self.path, **division)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -460,7 +465,7 @@ class ChromaStore(Store):
         """Return the folder that is spoken of, which is there; a copy's is its original."""
         path = self.snapshot_of or self.path
         assert path is not None
-        if not (absolute(path) / DATABASE_FILE).is_file():
+        if not (absolute(path) / DATABASE_FILE).is_file() and not is_legacy(absolute(path)):
             raise StoreUnavailableError(f"{self.address()}: {what_is_at(absolute(path))}", store=self.kind)
         return absolute(path)
 
