@@ -25,6 +25,7 @@ from migration_pipelines import errors
 from migration_pipelines.metadata import load_metadata
 from migration_pipelines.stores.chroma import ChromaStore, direct, rows
 from migration_pipelines.stores.chroma.copied import CopiedChromaStore
+from migration_pipelines_tests import field
 from migration_pipelines_tests.harnesses.chroma import EmbeddedChroma
 from migration_pipelines_tests.records import by_id, from_batches, plain_records, plain_schema
 from migration_pipelines_tests.shell import Shell, shell
@@ -354,6 +355,18 @@ def test_threads_read_side_by_side(source: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == [by_id(plain_records(250))] * 4
+
+
+def test_a_search_leaves_what_is_read_alone(source: Path, tmp_path: Path) -> None:
+    store = copied(source, tmp_path / "copy")
+    spans = list(store.split("docs", span_records=100))
+    before = field.bytes_of(tmp_path / "copy")
+    wanted = plain_records(250)[7].vectors[""]
+    assert store.search("docs", wanted, limit=1)[0][0] == "doc#00007"
+    assert field.bytes_of(tmp_path / "copy") == before
+    parts = [part for span, ids in spans for part in store.scan("docs", span, ids=ids, batch_records=50)]
+    assert sum(part.num_rows for part in parts) == 250
+    store.close()
 
 
 def test_a_source_is_read_without_chromas_client(source: Path, tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pydantic import PrivateAttr
@@ -33,7 +37,7 @@ class CopiedChromaStore(ChromaStore):
     warning, as is everything but reading: a search.
     """
 
-    _opening: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _opening: Any = PrivateAttr(default_factory=threading.RLock)
     _files: Database | None = PrivateAttr(default=None)
     _is_known: bool | None = PrivateAttr(default=None)
     _open: dict[str, DirectCollection] = PrivateAttr(default_factory=dict)
@@ -144,6 +148,17 @@ class CopiedChromaStore(ChromaStore):
         if files is not None:
             files.close()
         super().close()
+
+    def _folder_of_client(self) -> Path:
+        """Return the copy, where the client reads it; else another one: it writes into what it opens."""
+        folder = absolute(self.path or "")
+        if self._database() is None:
+            return folder
+        # The name matches the pattern of older copies, with which it is removed.
+        own = folder.with_name(f"{folder.name}.client-{os.getpid()}")
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(folder, own)
+        return own
 
     def _direct(self, collection: str) -> DirectCollection | None:
         """Return the collection, opened; None where Chroma's client has to read it."""

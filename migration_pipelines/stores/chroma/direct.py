@@ -115,7 +115,7 @@ class DirectCollection:
 
     def _find_places(self, file: sqlite3.Connection) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return int64[n_records] twice: row numbers, ascending, and where the vectors stand."""
-        facts, by_id = self.facts, self._files.places()
+        facts, by_id = self.facts, self._files.take_places()
         if facts.dimensions:
             after = 0
             if self._files.is_there:

@@ -64,6 +64,8 @@ class VectorFiles:
 
     Attributes
     ----------
+    is_there
+        Whether the index was ever written; if not, all vectors are in Chroma's queue.
     applied
         Number of the last write that the files hold, where they say so (before 0.6); None elsewhere.
     """
@@ -71,17 +73,14 @@ class VectorFiles:
     def __init__(self, folder: Path, *, dimensions: int, is_cosine: bool) -> None:
         self._vectors: npt.NDArray[np.float32] = np.empty((0, dimensions), np.float32)
         self._lengths: npt.NDArray[np.float32] | None = None
-        self._id_map = _read_id_map(folder / _ID_MAP)
-        self.applied: int | None = self._id_map.get("max_seq_id")
+        id_map = _read_id_map(folder / _ID_MAP)
+        self._ids: dict[str, int] = id_map.get("id_to_label") or {}
+        self.applied: int | None = id_map.get("max_seq_id")
         self._labels: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
         self._elements: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self.is_there = bool(self._ids)
         if self.is_there:
             self._map(folder, dimensions=dimensions, is_cosine=is_cosine)
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the index was ever written; if not, all vectors are in Chroma's queue."""
-        return bool(self._id_map.get("id_to_label"))
 
     def _map(self, folder: Path, *, dimensions: int, is_cosine: bool) -> None:
         header = _read_header(folder / "header.bin")
@@ -105,9 +104,12 @@ class VectorFiles:
         marks = np.ndarray((count,), np.uint8, data, _DELETED_BYTE, (size,))
         self._elements = np.flatnonzero((marks & _DELETED) == 0)
 
-    def places(self) -> dict[str, int]:
-        """Return where each id's vector stands, for `read`; `NOWHERE` where the files don't hold it."""
-        ids: dict[str, int] = self._id_map.get("id_to_label") or {}
+    def take_places(self) -> dict[str, int]:
+        """Return, once, where each id's vector stands, for `read`; `NOWHERE` where the files don't hold it.
+
+        The ids aren't kept: they are most of what an index takes in memory.
+        """
+        ids, self._ids = self._ids, {}
         wanted = np.fromiter(ids.values(), np.uint64, len(ids))
         if not len(self._elements):
             return dict.fromkeys(ids, NOWHERE)
@@ -122,7 +124,8 @@ class VectorFiles:
         """Return float32[n, dimensions] of the vectors at these places."""
         found: npt.NDArray[np.float32] = self._vectors[_as_slice(places)]
         if self._lengths is not None:
-            return found * self._lengths[places, np.newaxis]
+            with np.errstate(over="ignore", invalid="ignore"):  # as Chroma, where it can't hold a length
+                return found * self._lengths[places, np.newaxis]
         return np.ascontiguousarray(found)
 
 

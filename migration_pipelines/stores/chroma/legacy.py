@@ -57,7 +57,7 @@ class _Opened:
 class LegacyChromaStore(ChromaStore):
     """The copy of a folder of Chroma 0.3 that `ChromaStore.for_reading` makes."""
 
-    _opening: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _opening: Any = PrivateAttr(default_factory=threading.RLock)
     _open: dict[str, _Opened] = PrivateAttr(default_factory=dict)
 
     def list_collections(self) -> list[str]:

@@ -469,11 +469,15 @@ class ChromaStore(Store):
             raise StoreUnavailableError(f"{self.address()}: {what_is_at(absolute(path))}", store=self.kind)
         return absolute(path)
 
+    def _folder_of_client(self) -> Path:
+        """Return the folder that Chroma's client may open, and write to."""
+        return absolute(self.path or "")
+
     def _connect(self) -> Any:
         division = {"tenant": self.tenant, "database": self.database}
         with self._lock:
             if self._client is None and self.path is not None:
-                self._client = open_folder(absolute(self.path), **division)
+                self._client = open_folder(self._folder_of_client(), **division)
             elif self._client is None:
                 assert self.host is not None
                 token = self.token.get_secret_value() if self.token else None
