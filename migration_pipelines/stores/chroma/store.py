@@ -1,7 +1,9 @@
 """ChromaStore: collections of a Chroma folder, or of a Chroma server.
 
-How it reads: all ids once, then records by id in pages, since pages by offset miss records when others
-are deleted meanwhile. Chroma answers in its own order; every page is put in the order that was asked for.
+How it reads: a folder that is a source from the files of a copy (`CopiedChromaStore`, `LegacyChromaStore`).
+Through Chroma's client, as servers and targets are: all ids once, then records by id in pages, since pages by
+offset miss records when others are deleted meanwhile. Chroma answers in its own order; every page is put in
+the order that was asked for.
 
 How it writes: Chroma's `upsert` merges into an old record and its `add` silently leaves one as it is, so a
 record that is there is deleted first. A crash between the two leaves it missing until the batch is written
