@@ -21,7 +21,7 @@ from migration_pipelines.model import CollectionSchema, IdKind, Span
 from migration_pipelines.stores.chroma.client import absolute
 from migration_pipelines.stores.chroma.direct import Database, DirectCollection
 from migration_pipelines.stores.chroma.facts import read_facts, unknown_level
-from migration_pipelines.stores.chroma.file import read_names, versions_digest
+from migration_pipelines.stores.chroma.file import read_names
 from migration_pipelines.stores.chroma.records import held_ids, plain_schema
 from migration_pipelines.stores.chroma.rows import writes_exact_digits
 from migration_pipelines.stores.chroma.store import ChromaStore
@@ -132,13 +132,6 @@ class CopiedChromaStore(ChromaStore):
             return found
         layout = batches.arrow_schema(plain_schema(direct.facts.dimensions or 0), vectors=vectors)
         return pa.RecordBatch.from_pylist([], schema=layout)
-
-    def fingerprint(self, collection: str) -> str:
-        """Return a text that changes with any write to the collection in the original folder."""
-        if self._direct(collection) is None:
-            return super().fingerprint(collection)
-        with self.translating(collection):
-            return versions_digest(self._original(), collection, tenant=self.tenant, database=self.database)
 
     def close(self) -> None:
         """Close the files and the client, so that the folder can be removed."""
