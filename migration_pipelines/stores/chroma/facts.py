@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from migration_pipelines.errors import CollectionNotFoundError
-from migration_pipelines.stores.chroma.file import collection_rows, has_table, rows_of
+from migration_pipelines.stores.chroma.file import collection_row, has_table, rows_of
 from migration_pipelines.stores.chroma.queue import number_of
 
 # The latest migration of each part of Chroma's schema, of those that were tested here: 0.4.0 to 1.5.9.
@@ -94,13 +93,7 @@ def read_facts(
     ------
     CollectionNotFoundError
     """
-    rows = collection_rows(file, tenant=tenant, database=division)
-    row = next((row for row in rows if row["name"] == name), None)
-    if row is None:
-        there = ", ".join(item["name"] for item in rows) or "none"
-        raise CollectionNotFoundError(
-            f"{where}: there is no such collection; there are: {there}", collection=name
-        )
+    row = collection_row(file, name, tenant=tenant, database=division, where=where)
     segments = {item["scope"]: item for item in rows_of(file, _SEGMENTS, row["id"])}
     text, vector = segments["METADATA"], segments["VECTOR"]
     uuid.UUID(vector["id"])  # it becomes the name of a folder, which may not lie elsewhere

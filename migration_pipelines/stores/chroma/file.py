@@ -46,10 +46,7 @@ def versions_digest(folder: Path, name: str, *, tenant: str, database: str) -> s
     CollectionNotFoundError
     """
     with _reading(folder) as file:
-        rows = collection_rows(file, tenant=tenant, database=database)
-        found = next((row["id"] for row in rows if row["name"] == name), None)
-        if found is None:
-            raise CollectionNotFoundError(f"{folder} has no collection {name!r}", collection=name)
+        found = collection_row(file, name, tenant=tenant, database=database, where=str(folder))["id"]
         count = total = 0
         for record_id, version in _versions(file, found):
             count += 1
@@ -63,6 +60,23 @@ def collection_rows(file: sqlite3.Connection, *, tenant: str, database: str) -> 
         return rows_of(file, _COLLECTIONS, tenant, database)
     is_default = (tenant, database) == (DEFAULT_TENANT, DEFAULT_DATABASE)
     return rows_of(file, _ALL_COLLECTIONS) if is_default else []
+
+
+def collection_row(
+    file: sqlite3.Connection, name: str, *, tenant: str, database: str, where: str
+) -> dict[str, Any]:
+    """Return what the table of collections says of one.
+
+    Raises
+    ------
+    CollectionNotFoundError
+    """
+    rows = collection_rows(file, tenant=tenant, database=database)
+    for row in rows:
+        if row["name"] == name:
+            return row
+    there = ", ".join(row["name"] for row in rows) or "none"
+    raise CollectionNotFoundError(f"{where} has no collection {name!r}; there are: {there}", collection=name)
 
 
 def rows_of(file: sqlite3.Connection, statement: str, *values: str) -> list[dict[str, Any]]:
