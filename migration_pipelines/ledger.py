@@ -5,6 +5,7 @@
     spans/<key>.arrow     ids of a partition, where the store's span is a list of ids
     staged/<key>/         what a partition's phases left: <phase>.arrow and <phase>.json (its checksum)
     receipts/<key>.json   the proof of a partition
+    skipped/<key>.arrow   ids of a partition that the target held before, where those are left as they are
     rejects/              refused records with their reasons: a Parquet collection that can be migrated again
     report.json           the last report
     lease                 held while somebody works on the migration (kernel locks: a crash releases them)
@@ -151,7 +152,7 @@ class Ledger:
         """Forget everything but the lease and what can be made again, for a fresh plan."""
         for name in ("prepared.json", "report.json"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("staged", "spans", "receipts", "rejects"):
+        for name in ("staged", "spans", "skipped", "receipts", "rejects"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _read(self, name: str, kind: type[V]) -> V | None:
@@ -181,6 +182,15 @@ class Ledger:
         """Return a span's list of ids."""
         with pa.memory_map(str(self.folder / name)) as source:
             return pa.ipc.open_file(source).get_batch(0)
+
+    def write_skipped(self, key: str, ids: pa.RecordBatch) -> None:
+        """Keep the ids of a partition that the target held before anything of it was written."""
+        write_batches(self.folder / f"skipped/{key}.arrow", ids.schema, [ids])
+
+    def skipped_ids(self, key: str) -> pa.RecordBatch | None:
+        """Return the ids of a partition that the target held before; None where nobody looked."""
+        name = f"skipped/{key}.arrow"
+        return self.span_ids(name) if (self.folder / name).exists() else None
 
     # ── staging ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -301,7 +311,8 @@ class Ledger:
     def discard_scratch(self) -> None:
         """Remove what can be made again."""
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
-        shutil.rmtree(self.folder / "spans", ignore_errors=True)
+        for name in ("spans", "skipped"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 # ── durable files ────────────────────────────────────────────────────────────────────────────────────

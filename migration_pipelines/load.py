@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import pyarrow as pa
 
@@ -100,6 +101,9 @@ def load(migration: Migration, key: str) -> Loaded:
     prepare(migration)
     started = time.monotonic()
     require_staged(migration, key, staged_phase(migration.plan))
+    if migration.plan.on_existing == "skip" and migration.ledger.skipped_ids(key) is None:
+        # Before the first write: after it, what this partition wrote looks like what was there.
+        migration.ledger.write_skipped(key, _already_there(migration, key))
     retry = migration.config.retry
     if migration.target.writes_whole_parts:
         loaded, size, refused, reasons = retry.call(
@@ -113,13 +117,28 @@ def load(migration: Migration, key: str) -> Loaded:
     return Loaded(loaded=loaded, rejected=len(reasons), bytes=size, seconds=seconds)
 
 
+def _already_there(migration: Migration, key: str) -> pa.RecordBatch:
+    """Return which of a partition's ids the target holds."""
+    plan, target, config = migration.plan, migration.target, migration.config
+    found = []
+    for batch in migration.ledger.staged_batches(key, staged_phase(plan)):
+        for part in batches.split(batches.ids_of(batch), max_records=config.batch_size, max_bytes=None):
+            fetch = partial(target.fetch, plan.target_collection, part, vectors=False)
+            found.append(part.filter(batches.is_among(part, batches.ids_of(config.retry.call(fetch)))))
+    return pa.concat_batches(found) if found else batches.id_batch([])
+
+
 def _write_part(
     migration: Migration, key: str, retry: RetryPolicy
 ) -> tuple[int, int, list[pa.RecordBatch], list[str]]:
     """Write a partition; return the records and bytes that went in, and what was refused with the reasons."""
     plan, can = migration.plan, migration.target.capabilities
+    staged: Iterable[pa.RecordBatch] = migration.ledger.staged_batches(key, staged_phase(plan))
+    skipped = migration.ledger.skipped_ids(key)
+    if skipped is not None:
+        staged = (batches.without(batch, skipped) for batch in staged)
     whole = batches.rebatch(
-        migration.ledger.staged_batches(key, staged_phase(plan)),
+        staged,
         max_records=min(migration.config.batch_size, can.max_batch_records or migration.config.batch_size),
         max_bytes=min(
             migration.config.max_batch_bytes, can.max_batch_bytes or migration.config.max_batch_bytes

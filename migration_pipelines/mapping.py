@@ -26,6 +26,7 @@ from migration_pipelines.model import (
     IdKind,
     Loss,
     Metric,
+    Plan,
     Profile,
     ValueKind,
     VectorField,
@@ -129,6 +130,16 @@ def target_ids(
     for row in np.flatnonzero(changed):
         texts[row], kinds[row] = str(hashed_id(texts[row], kinds[row], spaces[row])), kind.value
     return pa.array(texts, pa.string()), pa.array(kinds, pa.string()), changed
+
+
+def ids_in_target(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.RecordBatch:
+    """Return what names these records of the source in the target: `batch.ids_of` of what is loaded."""
+    texts, kinds, _ = target_ids(batch, IdStrategy(plan.id_strategy), target.capabilities, target.accepts_id)
+    ids = pa.RecordBatch.from_arrays([texts, kinds], names=[ID, ID_TYPE])
+    if not plan.target_schema.has_namespaces:
+        return ids
+    spaces = batches.fit_namespaces(batch, wanted=True).column(NAMESPACE)
+    return ids.append_column(NAMESPACE, spaces)
 
 
 # ── schema ───────────────────────────────────────────────────────────────────────────────────────────

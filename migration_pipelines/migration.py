@@ -44,7 +44,8 @@ class MigrationConfig(Value):
         Partitions in work at a time; each has at most a few batches in memory.
     on_existing
         What to do with a target that holds records: refuse, merge (each record in scope replaces the one
-        under its id, others stay) or replace (drop the collection first).
+        under its id, others stay), skip (what is under its id stays, and the record isn't moved), add (refuse
+        where the target holds the id of any record in scope) or replace (drop the collection first).
     allow_losses
         Accepted losses: a kind (`vector-rounding`), a field and kind (`price:float`), or `all`.
     metric
@@ -61,7 +62,7 @@ class MigrationConfig(Value):
     batch_size: int = Field(default=2_000, ge=1)
     max_batch_bytes: int = Field(default=16_000_000, ge=1_000)
     workers: int = Field(default=2, ge=1)
-    on_existing: Literal["refuse", "merge", "replace"] = "refuse"
+    on_existing: Literal["refuse", "merge", "skip", "add", "replace"] = "refuse"
     allow_losses: tuple[str, ...] = ()
     metric: Metric | None = None
     max_rejects: int = Field(default=0, ge=0)

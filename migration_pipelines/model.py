@@ -252,9 +252,16 @@ class Plan(Value):
     estimate: Estimate
     partitions: tuple[Partition, ...]
 
+    @property
+    def joins(self) -> bool:
+        """Whether the records go beside those that the target holds already."""
+        return self.on_existing in ("merge", "skip", "add") and self.target_count > 0
+
 
 class Receipt(Value):
-    """The proof of one partition: read = filtered + rejected + loaded, and loaded = verified.
+    """The proof of one partition: read = filtered + rejected + skipped + loaded, and loaded = verified.
+
+    `skipped` records were left as the target held them, since their ids were in it before.
 
     `digest` is that of the source's records in scope, as hexadecimal text; it is order-independent,
     and the digests of partitions add up to that of the collection.
@@ -264,6 +271,7 @@ class Receipt(Value):
     read: int
     filtered: int
     rejected: int
+    skipped: int = 0
     loaded: int
     verified: int
     bytes: int

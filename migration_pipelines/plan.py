@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from migration_pipelines.envelope import RESERVED
+import pyarrow as pa
+
+from migration_pipelines import filters
+from migration_pipelines.batch import ID
+from migration_pipelines.envelope import RESERVED, decode
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -18,6 +22,7 @@ from migration_pipelines.mapping import (
     check_namespaces,
     choose_id_strategy,
     find_losses,
+    ids_in_target,
     keeps_namespaces,
     map_schema,
 )
@@ -33,6 +38,8 @@ from migration_pipelines.model import (
 )
 from migration_pipelines.store import Address, Store
 
+_SHOWN = 5  # ids in a message
+
 
 def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
     """Return the frozen plan; make it where there is none, or where a fresh one is asked for.
@@ -47,7 +54,7 @@ def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
     CollectionNotFoundError, DimensionMismatchError, ConfigurationError
         The move can't be made.
     TargetNotEmptyError
-        The target holds records, and neither merge nor replace was asked for.
+        The target holds records, and nothing was said of those; or `add` was asked for and ids are taken.
     LossNotAcceptedError
         The target would change data in a way that was not accepted.
     SourceChangedError
@@ -59,6 +66,7 @@ def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
         return previous
     made = draft(migration, generation=previous.generation + 1 if previous else 1, keep=True)
     check_losses(made)
+    check_free(migration, made)
     migration.ledger.write_plan(made)
     migration.__dict__.pop("plan", None)
     migration.tell("planned", records=made.profile.records)
@@ -232,6 +240,48 @@ def check_losses(made: Plan) -> None:
             losses=[loss.model_dump() for loss in refused],
             plan=made,
         )
+
+
+def check_free(migration: Migration, made: Plan) -> None:
+    """Raise where `add` was asked for and the target holds ids of records in scope; reads, never writes.
+
+    Raises
+    ------
+    TargetNotEmptyError
+        Its facts hold how many ids were `found` and some `examples`.
+    """
+    if made.on_existing != "add" or not made.joins:
+        return
+    target, found = migration.target, 0
+    examples: list[str] = []
+    for batch in _in_scope(migration, made):
+        ids = ids_in_target(batch, plan=made, target=target)
+        held = target.fetch(made.target_collection, ids, vectors=False)
+        found += held.num_rows
+        examples += held.column(ID).to_pylist()[: _SHOWN - len(examples)]
+    if found:
+        shown = ", ".join(map(repr, examples))
+        raise TargetNotEmptyError(
+            f"{made.target} holds {found} of the ids in scope ({shown}): merge replaces what is under them, "
+            "skip leaves it as it is",
+            expected=0,
+            found=found,
+            examples=examples,
+        )
+
+
+def _in_scope(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
+    """Yield the records in scope without their vectors; no batch is empty."""
+    source, where = migration.source, migration.where
+    size = migration.config.batch_size
+    for span, ids in source.split(made.source_collection, span_records=50_000, where=where):
+        for stored in source.scan(
+            made.source_collection, span, ids=ids, batch_records=size, where=where, vectors=False
+        ):
+            batch = decode(stored)
+            kept = batch if where is None else batch.filter(filters.mask(where, batch))
+            if kept.num_rows:
+                yield kept
 
 
 def _warnings(source: CollectionSchema, target: CollectionSchema, profile: Profile) -> list[str]:

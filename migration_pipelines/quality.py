@@ -37,12 +37,11 @@ from migration_pipelines import batch as batches
 from migration_pipelines import filters
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.envelope import decode
-from migration_pipelines.mapping import counterpart
+from migration_pipelines.mapping import counterpart, ids_in_target
 from migration_pipelines.metadata import load_metadata, value_kind, value_kinds
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import DType, Plan, Profile, Value, VectorField, VectorKind
 from migration_pipelines.store import Store
-from migration_pipelines.transform import ids_in_target
 
 MAX_FIELDS = 100  # metadata fields with expectations of their own: the most frequent
 _SPANS = 500
@@ -225,7 +224,7 @@ def _read(migration: Migration, max_records: int) -> tuple[dict[str, list[Any]],
     """Return the columns to check, and how many spans they are a sample of; None where they are all."""
     plan = migration.plan
     columns: dict[str, list[Any]] = {name: [] for name in _names(plan)}
-    merged = plan.on_existing == "merge" and plan.target_count > 0
+    merged = plan.joins
     if merged:
         store, collection, records = migration.source, plan.source_collection, plan.profile.records
     else:

@@ -128,16 +128,6 @@ def refused_rows(batch: pa.RecordBatch, can: Capabilities) -> dict[int, str]:
     return reasons
 
 
-def ids_in_target(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.RecordBatch:
-    """Return what names these records of the source in the target."""
-    texts, kinds, _ = target_ids(batch, IdStrategy(plan.id_strategy), target.capabilities, target.accepts_id)
-    ids = pa.RecordBatch.from_arrays([texts, kinds], names=[ID, ID_TYPE])
-    if not plan.target_schema.has_namespaces:
-        return ids
-    spaces = batches.fit_namespaces(batch, wanted=True).column(NAMESPACE)
-    return ids.append_column(NAMESPACE, spaces)
-
-
 def transform_batch(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.RecordBatch:
     """Return a batch as the target will hold it."""
     can = target.capabilities

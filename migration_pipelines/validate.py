@@ -76,7 +76,9 @@ def validate(
     all_verified = len(receipts) == len(plan.partitions)
     source_count, target_count = _counts(migration)
     checks = tuple(_checks(migration, receipts, target_count)) if all_verified else ()
-    records = _records(receipts.values(), different)
+    records = _records(receipts.values()) | {"different": different}
+    if plan.on_existing == "skip":
+        records["skipped"] = sum(receipt.skipped for receipt in receipts.values())
     within = records["rejected"] <= migration.config.max_rejects
     spent = seconds or sum(sum(receipt.seconds.values()) for receipt in receipts.values())
     report = Report(
@@ -140,21 +142,23 @@ def _counts(migration: Migration) -> tuple[int, int]:
     return source, target
 
 
-def _records(receipts: Iterable[Receipt], different: int) -> dict[str, int]:
+def _records(receipts: Iterable[Receipt]) -> dict[str, int]:
     names = ("read", "filtered", "loaded", "rejected", "verified")
     sums = dict.fromkeys(names, 0)
     for receipt in receipts:
         for name in names:
             sums[name] += getattr(receipt, name)
-    return {**sums, "different": different}
+    return sums
 
 
 def _checks(migration: Migration, receipts: Mapping[str, Receipt], target_count: int) -> Iterable[Check]:
     plan = migration.plan
-    sums = _records(receipts.values(), 0)
+    sums = _records(receipts.values())
+    skipped = sum(receipt.skipped for receipt in receipts.values())
     in_scope = sums["read"] - sums["filtered"]
     yield _check("records in scope", plan.profile.records, in_scope)
-    yield _check("read = filtered + rejected + verified", in_scope, sums["rejected"] + sums["verified"])
+    accounted = sums["rejected"] + skipped + sums["verified"]
+    yield _check("read = filtered + rejected + verified", in_scope, accounted)
     expected, found = _expected_count(plan, sums["verified"]), target_count
     if plan.on_existing == "merge":
         low, high = max(plan.target_count, sums["verified"]), expected
@@ -176,7 +180,7 @@ def _checks(migration: Migration, receipts: Mapping[str, Receipt], target_count:
 
 
 def _expected_count(plan: Plan, verified: int) -> int:
-    return verified + (plan.target_count if plan.on_existing == "merge" else 0)
+    return verified + (plan.target_count if plan.joins else 0)
 
 
 def _check(name: str, expected: int, found: int) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +44,11 @@ def verify(migration: Migration, key: str) -> Receipt:
     extracted = require_staged(migration, key, EXTRACTED)
     staged = require_staged(migration, key, staged_phase(plan))
     rejected = ledger.rejected_ids(f"{key}.load")
+    skipped = ledger.skipped_ids(key)
+    left_out = [rejected] if skipped is None else [rejected, skipped]
     verified, different, examples = 0, 0, list[Difference]()
     for batch in ledger.staged_batches(key, staged_phase(plan)):
-        expected = _without(batch, rejected)
+        expected = reduce(batches.without, left_out, batch)
         for part in batches.split(expected, max_records=migration.config.batch_size, max_bytes=None):
             found = _read_back(migration, key, part)
             differences = list(compare(part, found, tolerance=_tolerance(migration)))
@@ -60,6 +63,7 @@ def verify(migration: Migration, key: str) -> Receipt:
         read=extracted.read,
         filtered=extracted.filtered,
         rejected=staged.rejected + rejected.num_rows,
+        skipped=0 if skipped is None else skipped.num_rows,
         loaded=verified,
         verified=verified,
         bytes=extracted.bytes,
@@ -71,12 +75,6 @@ def verify(migration: Migration, key: str) -> Receipt:
     ledger.discard_staged(key)
     migration.tell("verified", partition=key, records=verified, bytes=receipt.bytes)
     return receipt
-
-
-def _without(batch: pa.RecordBatch, ids: pa.RecordBatch) -> pa.RecordBatch:
-    if not ids.num_rows:
-        return batch
-    return batch.filter(pc.invert(batches.is_among(batch, ids)))
 
 
 def _read_back(migration: Migration, key: str, part: pa.RecordBatch) -> pa.RecordBatch:
@@ -152,7 +150,7 @@ def _failure(migration: Migration, key: str, different: int, examples: list[Diff
 
 def _check_sum(receipt: Receipt, migration: Migration) -> None:
     """G3: nothing that was read may be unaccounted for."""
-    accounted = receipt.filtered + receipt.rejected + receipt.loaded
+    accounted = receipt.filtered + receipt.rejected + receipt.skipped + receipt.loaded
     if receipt.read != accounted:
         raise VerificationError(
             f"{migration.plan.target}: partition {receipt.key}: {receipt.read} records were read, "

@@ -132,7 +132,9 @@ class MoveRequest(Request):
 
     on_existing: Annotated[
         str | None,
-        Option(metavar="HOW", help="A target that holds records: refuse (default), merge or replace."),
+        Option(
+            metavar="HOW", help="A target that holds records: refuse (default), merge, skip, add or replace."
+        ),
     ] = None
     allow_loss: Annotated[
         list[str] | None,
