@@ -30,11 +30,13 @@ def extract(migration: Migration, key: str) -> Staged:
     if done is not None:
         return done
     partition = migration.partition(key)
-    with migration.scanning:
-        staged = migration.config.retry.call(lambda: _extract_once(migration, partition))
-    migration.tell(
-        "extracted", partition=key, records=staged.records, bytes=staged.bytes, seconds=staged.seconds
-    )
+    with migration.scanning, migration.phase("extract", key):
+        staged = migration.retry(lambda: _extract_once(migration, partition), phase="extract", partition=key)
+        migration.tell(
+            "extracted", partition=key, records=staged.records, bytes=staged.bytes, seconds=staged.seconds
+        )
+    if staged.filtered:
+        migration.tell("filtered", phase="extract", partition=key, records=staged.filtered)
     return staged
 
 

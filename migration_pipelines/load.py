@@ -18,13 +18,13 @@ from migration_pipelines.errors import (
 )
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Plan, Value
-from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.transform import require_staged, staged_phase
 
 # A batch of which every single record is refused says that something else is wrong than its records.
 _HOPELESS_RECORDS = 100
 
 Write = Callable[[pa.RecordBatch], None]
+Call = Callable[[Callable[[], None]], None]  # calls what it is given, with retries or without
 
 
 class Loaded(Value):
@@ -98,21 +98,28 @@ def load(migration: Migration, key: str) -> Loaded:
     TooManyRejectsError
         Every record of a whole batch was refused.
     """
-    prepare(migration)
+    with migration.phase("load", key):
+        prepare(migration)
+        return _load(migration, key)
+
+
+def _load(migration: Migration, key: str) -> Loaded:
     started = time.monotonic()
     require_staged(migration, key, staged_phase(migration.plan))
     if migration.plan.on_existing == "skip" and migration.ledger.skipped_ids(key) is None:
         # Before the first write: after it, what this partition wrote looks like what was there.
-        migration.ledger.write_skipped(key, _already_there(migration, key))
-    retry = migration.config.retry
+        skipped = _already_there(migration, key)
+        migration.ledger.write_skipped(key, skipped)
+        migration.tell("skipped", phase="load", partition=key, records=skipped.num_rows)
+    retry = partial(migration.retry, phase="load", partition=key)
     if migration.target.writes_whole_parts:
-        loaded, size, refused, reasons = retry.call(
-            lambda: _write_part(migration, key, RetryPolicy(attempts=1))
-        )
+        loaded, size, refused, reasons = retry(lambda: _write_part(migration, key, lambda write: write()))
     else:
         loaded, size, refused, reasons = _write_part(migration, key, retry)
     migration.ledger.write_rejects(f"{key}.load", refused, reasons)
     seconds = time.monotonic() - started
+    if reasons:
+        migration.tell("rejected", phase="load", partition=key, records=len(reasons), message=reasons[0])
     migration.tell("loaded", partition=key, records=loaded, bytes=size, seconds=seconds)
     return Loaded(loaded=loaded, rejected=len(reasons), bytes=size, seconds=seconds)
 
@@ -120,16 +127,17 @@ def load(migration: Migration, key: str) -> Loaded:
 def _already_there(migration: Migration, key: str) -> pa.RecordBatch:
     """Return which of a partition's ids the target holds."""
     plan, target, config = migration.plan, migration.target, migration.config
+    retry = partial(migration.retry, phase="load", partition=key)
     found = []
     for batch in migration.ledger.staged_batches(key, staged_phase(plan)):
         for part in batches.split(batches.ids_of(batch), max_records=config.batch_size, max_bytes=None):
             fetch = partial(target.fetch, plan.target_collection, part, vectors=False)
-            found.append(part.filter(batches.is_among(part, batches.ids_of(config.retry.call(fetch)))))
+            found.append(part.filter(batches.is_among(part, batches.ids_of(retry(fetch)))))
     return pa.concat_batches(found) if found else batches.id_batch([])
 
 
 def _write_part(
-    migration: Migration, key: str, retry: RetryPolicy
+    migration: Migration, key: str, call: Call
 ) -> tuple[int, int, list[pa.RecordBatch], list[str]]:
     """Write a partition; return the records and bytes that went in, and what was refused with the reasons."""
     plan, can = migration.plan, migration.target.capabilities
@@ -149,7 +157,7 @@ def _write_part(
     reasons: list[str] = []
     with migration.target.load_part(plan.target_collection, key) as write:
         for batch in whole:
-            bad, why = _write(retry, write, batch)
+            bad, why = _write(call, write, batch)
             if len(why) == batch.num_rows >= _HOPELESS_RECORDS:
                 raise TooManyRejectsError(
                     f"{plan.target} refuses every one of {batch.num_rows} records; the first: {why[0]}",
@@ -163,16 +171,16 @@ def _write_part(
     return loaded, size, refused, reasons
 
 
-def _write(retry: RetryPolicy, write: Write, batch: pa.RecordBatch) -> tuple[list[pa.RecordBatch], list[str]]:
+def _write(call: Call, write: Write, batch: pa.RecordBatch) -> tuple[list[pa.RecordBatch], list[str]]:
     """Write a batch; where the store refuses it, halve it until what is refused is one record."""
     try:
-        retry.call(lambda: write(batch))
+        call(lambda: write(batch))
     except RecordRejectedError as error:
         if batch.num_rows == 1:
             return [batch], [str(error)]
         middle = batch.num_rows // 2
-        left = _write(retry, write, batch.slice(0, middle))
-        right = _write(retry, write, batch.slice(middle))
+        left = _write(call, write, batch.slice(0, middle))
+        right = _write(call, write, batch.slice(middle))
         return left[0] + right[0], left[1] + right[1]
     return [], []
 
@@ -186,6 +194,7 @@ def publish(migration: Migration) -> None:
     if plan.target_count and plan.on_existing != "replace":
         return
     started = time.monotonic()
-    prepare(migration)
-    migration.config.retry.call(lambda: migration.target.finish_load(plan.target_collection))
-    migration.tell("published", seconds=time.monotonic() - started)
+    with migration.phase("publish"):
+        prepare(migration)
+        migration.retry(lambda: migration.target.finish_load(plan.target_collection), phase="publish")
+        migration.tell("published", seconds=time.monotonic() - started)

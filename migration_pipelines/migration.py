@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -23,6 +25,9 @@ from migration_pipelines.ledger import Ledger
 from migration_pipelines.model import Metric, Partition, Plan, Value
 from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.store import Address, Store, open_address
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 class MigrationConfig(Value):
@@ -116,25 +121,69 @@ def _last(address: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened, for progress bars, logs and tests.
+    """Something that happened, for progress bars, metrics, traces, logs and tests.
 
-    `name` is one of: planned, prepared, batch-extracted, extracted, transformed, batch-loaded, loaded,
-    batch-verified, verified, published, validated. `records` and `bytes` are those of the batch or partition.
+    `name` is one of
+
+    - what was done: batch-planned, planned, prepared, batch-extracted, extracted, transformed, batch-loaded,
+      loaded, batch-verified, verified, published, validated; with `records` and `bytes`, and for a whole
+      partition with `seconds`;
+    - filtered, rejected, skipped: records of a partition that are out of scope, refused, or in the target
+      already;
+    - started, ended: a `phase` began, or came to an end after so many `seconds`, with the `error` that
+      ended it where one did;
+    - retried: attempt number `attempt` failed of `error`, and the next follows in so many `seconds`;
+    - failed: an `error`, told once, by the phase in which it arose.
+
+    `phase` is one of `PHASES`; `migration` is the migration's id: the plan's, or its beginning while there
+    is no plan.
     """
 
     name: str
+    migration: str = ""
+    phase: str = ""
     partition: str = ""
     records: int = 0
     bytes: int = 0
     seconds: float = 0.0
     message: str = ""
+    attempt: int = 0
+    error: BaseException | None = None
 
 
+# Nested: a migration has its plan, partitions, publish and validate, a partition the four in between.
+PHASES = ("migration", "plan", "partition", "extract", "transform", "load", "verify", "publish", "validate")
+# The events that say what a phase has done, once it has.
+DONE = {
+    "planned": "plan",
+    "extracted": "extract",
+    "transformed": "transform",
+    "loaded": "load",
+    "verified": "verify",
+    "published": "publish",
+    "validated": "validate",
+}
 Listener = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
     """Listen to nothing."""
+
+
+def together(*listeners: Listener) -> Listener:
+    """Return a listener that hands every event on to several; one that fails is left out from then on."""
+    hearing = list(listeners)
+
+    def listen(event: Event) -> None:
+        for listener in tuple(hearing):
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - the others, and the migration, go on
+                _log.warning("a listener failed and hears no more: %s: %s", type(error).__name__, error)
+                with suppress(ValueError):  # another thread was faster
+                    hearing.remove(listener)
+
+    return listen
 
 
 class Stopped(BaseException):
@@ -157,6 +206,7 @@ class Migration:
     source_store: Store | None = None  # in place of the one that the address would open, secrets and all
     target_store: Store | None = None
     stopping: threading.Event = field(default_factory=threading.Event)  # workers stop at their next batch
+    _failures: list[BaseException] = field(default_factory=list)  # those told; a run holds them anyway
 
     def __enter__(self) -> Migration:
         return self
@@ -260,6 +310,16 @@ class Migration:
         name = partition.span.ids_file
         return self.ledger.span_ids(name) if name else None
 
+    @property
+    def id(self) -> str:
+        """The plan's `migration_id`; its beginning, before the plan is known here."""
+        plan = self.__dict__.get("plan")
+        return plan.migration_id if plan is not None else self._digest[:12]
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.config.digest()
+
     def tell(self, name: str, **facts: Any) -> None:
         """Tell the listener; one that fails doesn't hurt the migration.
 
@@ -270,10 +330,46 @@ class Migration:
         """
         if self.stopping.is_set():
             raise Stopped
+        self._tell(name, **facts)
+
+    def _tell(self, name: str, **facts: Any) -> None:
         try:
-            self.listener(Event(name=name, **facts))
+            self.listener(Event(name=name, migration=self.id, **facts))
         except Exception:  # noqa: BLE001 - a progress bar must not stop a migration
             self.listener = ignore
+
+    @contextmanager
+    def phase(self, name: str, partition: str = "") -> Iterator[None]:
+        """Tell that a phase begins and, whatever happens, that it ends; an error is told where it arose."""
+        self.tell("started", phase=name, partition=partition)
+        started, found = time.monotonic(), None
+        try:
+            yield
+        except BaseException as error:
+            found = error
+            if isinstance(error, Exception) and not any(error is told for told in self._failures):
+                self._failures.append(error)
+                self._tell("failed", phase=name, partition=partition, error=error)
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            self._tell("ended", phase=name, partition=partition, seconds=seconds, error=found)
+
+    def retry(self, function: Callable[[], Result], *, phase: str, partition: str = "") -> Result:
+        """Return `function()`, tried again as the configuration says; every failed attempt is told.
+
+        Raises
+        ------
+        TransientError
+            The last one, when the attempts are used up.
+        """
+
+        def tell(attempt: int, seconds: float, error: BaseException) -> None:
+            self.tell(
+                "retried", phase=phase, partition=partition, attempt=attempt, seconds=seconds, error=error
+            )
+
+        return self.config.retry.call(function, listener=tell)
 
     def close(self) -> None:
         """Close both stores."""

@@ -38,7 +38,7 @@ def run_partition(migration: Migration, key: str) -> Receipt:
     done = migration.ledger.receipt(key)
     if done is not None:
         return done
-    with migration.ledger.partition_lease(key):
+    with migration.phase("partition", key), migration.ledger.partition_lease(key):
         extract(migration, key)
         transform(migration, key)
         load(migration, key)
@@ -63,7 +63,7 @@ def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
         Interrupted; the same call goes on with it.
     """
     started = time.monotonic()
-    with migration, migration.ledger.lease():
+    with migration, migration.phase("migration"), migration.ledger.lease():
         make_plan(migration, fresh=fresh)
         outcomes = dict(run_partitions(migration, migration.pending(), run_partition))
         failed = {key: found for key, found in outcomes.items() if isinstance(found, MigrationError)}

@@ -253,6 +253,11 @@ class Plan(Value):
     partitions: tuple[Partition, ...]
 
     @property
+    def migration_id(self) -> str:
+        """What names this plan in logs, traces and the tags of Dagster's runs: short, stable, no secret."""
+        return f"{self.config_digest[:12]}-g{self.generation}"
+
+    @property
     def joins(self) -> bool:
         """Whether the records go beside those that the target holds already."""
         return self.on_existing in ("merge", "skip", "add") and self.target_count > 0

@@ -64,13 +64,15 @@ def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
     if previous is not None and not fresh:
         migration.check_unchanged(previous)
         return previous
-    made = draft(migration, generation=previous.generation + 1 if previous else 1, keep=True)
-    check_losses(made)
-    check_free(migration, made)
-    migration.ledger.write_plan(made)
-    migration.__dict__.pop("plan", None)
-    migration.tell("planned", records=made.profile.records)
-    return made
+    with migration.phase("plan"):
+        migration.__dict__.pop("plan", None)
+        made = draft(migration, generation=previous.generation + 1 if previous else 1, keep=True)
+        check_losses(made)
+        check_free(migration, made)
+        migration.ledger.write_plan(made)
+        found = migration.plan  # as it was frozen
+        migration.tell("planned", records=found.profile.records, bytes=found.profile.bytes)
+    return found
 
 
 def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> Plan:

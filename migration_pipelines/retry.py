@@ -13,6 +13,8 @@ from migration_pipelines.errors import TransientError
 from migration_pipelines.model import Value
 
 Result = TypeVar("Result")
+# Hears of each attempt that failed and is followed by another: its number from 1, the seconds till then, why.
+RetryListener = Callable[[int, float, BaseException], None]
 _log = logging.getLogger(__name__)
 _JITTER = 0.25
 
@@ -29,19 +31,26 @@ class RetryPolicy(Value):
     backoff: float = 2.0
     max_delay_seconds: float = 60.0
 
-    def call(self, function: Callable[[], Result]) -> Result:
-        """Return `function()`, tried again while it raises `TransientError`.
+    def call(self, function: Callable[[], Result], *, listener: RetryListener | None = None) -> Result:
+        """Return `function()`, tried again while it raises `TransientError`; the listener hears of it.
 
         Raises
         ------
         TransientError
             The last one, when the attempts are used up.
         """
+
+        def before_sleep(state: tenacity.RetryCallState) -> None:
+            failed = _failed_attempt(state)
+            _log.warning("attempt %d failed, next in %.1f s: %s", *failed)
+            if listener is not None:
+                listener(*failed)
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=self._wait,
-            before_sleep=_say,
+            before_sleep=before_sleep,
             reraise=True,
         )
         return retrying(function)
@@ -64,7 +73,7 @@ def _asked(error: BaseException | None) -> float:
     return seconds if math.isfinite(seconds) else 0.0
 
 
-def _say(state: tenacity.RetryCallState) -> None:
+def _failed_attempt(state: tenacity.RetryCallState) -> tuple[int, float, BaseException]:
     error = state.outcome.exception() if state.outcome else None
-    wait = state.next_action.sleep if state.next_action else 0.0
-    _log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, wait, error)
+    assert error is not None
+    return state.attempt_number, state.next_action.sleep if state.next_action else 0.0, error

@@ -37,6 +37,12 @@ def transform(migration: Migration, key: str) -> Staged:
         return extracted
     if done := ledger.staged(key, TRANSFORMED):
         return done
+    with migration.phase("transform", key):
+        return _transform(migration, key, extracted)
+
+
+def _transform(migration: Migration, key: str, extracted: Staged) -> Staged:
+    ledger, plan = migration.ledger, migration.plan
     started = time.monotonic()
     refused: list[pa.RecordBatch] = []
     reasons: list[str] = []
@@ -63,7 +69,11 @@ def transform(migration: Migration, key: str) -> Staged:
 
     result = ledger.stage(key, TRANSFORMED, schema, transformed(), describe)
     ledger.write_rejects(f"{key}.transform", refused, reasons)
-    migration.tell("transformed", partition=key, records=result.records, seconds=result.seconds)
+    if reasons:
+        migration.tell("rejected", phase="transform", partition=key, records=len(reasons), message=reasons[0])
+    migration.tell(
+        "transformed", partition=key, records=result.records, bytes=result.bytes, seconds=result.seconds
+    )
     return result
 
 

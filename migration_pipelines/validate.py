@@ -70,6 +70,16 @@ def validate(
     different
         Records that this run found different on reading them back.
     """
+    with migration.phase("validate"):
+        report = _report(migration, seconds=seconds, failed=failed or {}, different=different)
+        migration.ledger.write_report(report.model_dump(mode="json"))
+        migration.tell("validated", records=report.records["verified"], message=report.status)
+    return report
+
+
+def _report(
+    migration: Migration, *, seconds: float, failed: Mapping[str, Exception], different: int
+) -> Report:
     plan, ledger = migration.plan, migration.ledger
     receipts = ledger.receipts(plan)
     rejects = list(ledger.rejects())
@@ -81,7 +91,7 @@ def validate(
         records["skipped"] = sum(receipt.skipped for receipt in receipts.values())
     within = records["rejected"] <= migration.config.max_rejects
     spent = seconds or sum(sum(receipt.seconds.values()) for receipt in receipts.values())
-    report = Report(
+    return Report(
         status=_status(all_verified=all_verified, within=within, checks=checks),
         name=plan.name,
         generation=plan.generation,
@@ -90,22 +100,19 @@ def validate(
         partitions={
             "total": len(plan.partitions),
             "verified": len(receipts),
-            "failed": len(failed or {}),
+            "failed": len(failed),
         },
         records=records,
         losses=plan.losses,
         checks=checks,
         rejects=tuple(rejects[:_SHOWN_REJECTS]),
         rejects_folder=str(ledger.rejects_folder) if rejects else None,
-        errors=tuple(f"{key}: {error}" for key, error in sorted((failed or {}).items())),
+        errors=tuple(f"{key}: {error}" for key, error in sorted(failed.items())),
         digest=f"{batches.add_digests(int(receipt.digest, 16) for receipt in receipts.values()):032x}",
         bytes=sum(receipt.bytes for receipt in receipts.values()),
         seconds=spent,
         records_per_second=records["read"] / spent if spent else 0.0,
     )
-    ledger.write_report(report.model_dump(mode="json"))
-    migration.tell("validated", records=records["verified"], message=report.status)
-    return report
 
 
 def require_complete(report: Report) -> None:
@@ -136,9 +143,8 @@ def _status(
 
 def _counts(migration: Migration) -> tuple[int, int]:
     plan = migration.plan
-    retry = migration.config.retry
-    source = retry.call(lambda: migration.source.count(plan.source_collection))
-    target = retry.call(lambda: migration.target.count(plan.target_collection))
+    source = migration.retry(lambda: migration.source.count(plan.source_collection), phase="validate")
+    target = migration.retry(lambda: migration.target.count(plan.target_collection), phase="validate")
     return source, target
 
 

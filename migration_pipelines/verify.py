@@ -40,6 +40,11 @@ def verify(migration: Migration, key: str) -> Receipt:
     done = migration.ledger.receipt(key)
     if done is not None:
         return done
+    with migration.phase("verify", key):
+        return _verify(migration, key)
+
+
+def _verify(migration: Migration, key: str) -> Receipt:
     plan, ledger, started = migration.plan, migration.ledger, time.monotonic()
     extracted = require_staged(migration, key, EXTRACTED)
     staged = require_staged(migration, key, staged_phase(plan))
@@ -73,14 +78,18 @@ def verify(migration: Migration, key: str) -> Receipt:
     _check_sum(receipt, migration)
     ledger.write_receipt(receipt)
     ledger.discard_staged(key)
-    migration.tell("verified", partition=key, records=verified, bytes=receipt.bytes)
+    migration.tell(
+        "verified", partition=key, records=verified, bytes=receipt.bytes, seconds=receipt.seconds["verify"]
+    )
     return receipt
 
 
 def _read_back(migration: Migration, key: str, part: pa.RecordBatch) -> pa.RecordBatch:
     ids = batches.ids_of(part)
     collection = migration.plan.target_collection
-    return migration.config.retry.call(lambda: migration.target.read_part(collection, key, ids))
+    return migration.retry(
+        lambda: migration.target.read_part(collection, key, ids), phase="verify", partition=key
+    )
 
 
 def _tolerance(migration: Migration) -> float:
