@@ -4,6 +4,7 @@ MigrationError                          exit status
 ├── UsageError                          2   change the request
 │   ├── ConfigurationError                  a setting, an address or a file can't be used
 │   │   ├── FilterError                     a filter can't be parsed
+│   │   ├── SchemaMappingError              a record can't be mapped as it was asked for
 │   │   └── MissingDriverError              install the extra that it names
 │   ├── CollectionNotFoundError             no such collection
 │   ├── CollectionExistsError               create was asked for one that is there
@@ -64,6 +65,10 @@ class ConfigurationError(UsageError):
 
 class FilterError(ConfigurationError):
     """A filter can't be parsed."""
+
+
+class SchemaMappingError(ConfigurationError):
+    """A rule of the schema mapping can't be applied to a record, and is told to fail."""
 
 
 class MissingDriverError(ConfigurationError):
