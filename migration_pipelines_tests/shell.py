@@ -36,6 +36,11 @@ class Outcome:
         return json.loads(self.out)
 
     @property
+    def last_words(self) -> str:
+        """The last line of standard error that the command itself wrote: interpreters warn there too."""
+        return [line for line in self.err.splitlines() if line.startswith("vector-migrate")][-1]
+
+    @property
     def everything(self) -> str:
         return self.out + self.err
 

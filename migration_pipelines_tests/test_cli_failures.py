@@ -38,7 +38,7 @@ def moving(shell: Shell) -> Shell:
 def assert_refused(found: Outcome, status: int, *words: str) -> None:
     """Exit status, and one line on standard error that says all of these."""
     assert found.status == status
-    last = found.err.splitlines()[-1]
+    last = found.last_words
     assert last.startswith("vector-migrate: error: ")
     for word in words:
         assert word in last

@@ -247,7 +247,7 @@ def test_a_crafted_pickle_is_refused_by_name_and_runs_nothing(
     ):
         found = shell(*arguments)
         assert found.status == 1
-        last = found.err.splitlines()[-1]
+        last = found.last_words
         assert last.startswith("vector-migrate: error: ")
         assert "posix.system" in last
         assert "index.pkl" in last

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 Opened = tuple["Store", str | None]  # a store, and the collection in it
 
 _SHOWN_LAST = ("defs", "home", "report", "json", "quiet")  # in a command's help
-_PASSWORD_VARIABLES = {"pgvector": "PGVECTOR_PASSWORD", "chroma": "CHROMA_TOKEN"}
+_PASSWORD_VARIABLES = {
+    "chroma": "CHROMA_TOKEN",
+    "elasticsearch": "ELASTICSEARCH_PASSWORD",
+    "milvus": "MILVUS_PASSWORD",
+    "pgvector": "PGVECTOR_PASSWORD",
+    "pinecone": "PINECONE_API_KEY",
+    "qdrant": "QDRANT_API_KEY",
+    "weaviate": "WEAVIATE_API_KEY",
+}
 
 Json = Annotated[bool, Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Nothing but warnings and errors.")]

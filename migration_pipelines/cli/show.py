@@ -33,7 +33,8 @@ def table(
     """Return a table; the columns in `right` hold numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for head in heads:
-        made.add_column(head, justify="right" if head in right else "left", overflow="fold")
+        justify: Any = "right" if head in right else "left"
+        made.add_column(head, justify=justify, overflow="fold", no_wrap=head == "store")
     for row in rows:
         made.add_row(*(Text(str(item)) for item in row))
     return made
