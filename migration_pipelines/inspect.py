@@ -19,7 +19,8 @@ from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE
 from migration_pipelines.envelope import decode
 from migration_pipelines.mapping import awkward_ids
 from migration_pipelines.metadata import count_kinds, load_all
-from migration_pipelines.model import Capabilities, CollectionSchema, IdKind, Profile, Span, Value
+from migration_pipelines.model import Capabilities, CollectionSchema, IdKind, Loss, Profile, Span, Value
+from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store
 
 SAMPLE_RECORDS = 2_000
@@ -61,8 +62,8 @@ class Sample(Value):
     norms: tuple[float, float] | None
 
 
-def take_sample(store: Store, collection: str) -> Sample:
-    """Read up to `SAMPLE_RECORDS` records with their vectors."""
+def take_sample(store: Store, collection: str, *, mapping: SchemaMapping | None = None) -> Sample:
+    """Read up to `SAMPLE_RECORDS` records with their vectors; the norms are those after a mapping."""
     found = next(iter(store.split(collection, span_records=SAMPLE_RECORDS)), None)
     if found is None:
         return Sample(records=0, bytes=0, seconds=0.0, norms=None)
@@ -73,7 +74,7 @@ def take_sample(store: Store, collection: str) -> Sample:
     for batch in store.scan(collection, span, ids=ids, batch_records=500):
         records += batch.num_rows
         size += batch.nbytes
-        norms += _norms(batch)
+        norms += _norms(batch if mapping is None else mapping.vectors_only(batch))
     seconds = time.monotonic() - started
     every = np.concatenate(norms) if norms else np.empty(0)
     bounds = (float(every.min()), float(every.max())) if every.size else None
@@ -126,7 +127,7 @@ class ProfileCounter:
     Parameters
     ----------
     schema
-        The collection that is read.
+        The collection that is read; of its records after the mapping, where there is one.
     where
         Only records that match count.
     target
@@ -136,6 +137,9 @@ class ProfileCounter:
         The target's own, for ids that its capabilities can't tell of.
     source
         What the source can hold.
+    mapping
+        Applied to the records that match, before anything else of them counts. Where it may make a vector
+        infinite, vectors are read.
     """
 
     def __init__(
@@ -146,9 +150,12 @@ class ProfileCounter:
         source: Capabilities | None = None,
         target: Capabilities | None = None,
         accepts_id: Callable[[str], bool] | None = None,
+        mapping: SchemaMapping | None = None,
     ) -> None:
         self._schema, self._where, self._target = schema, where, target
-        self._accepts_id = accepts_id
+        self._accepts_id, self._mapping = accepts_id, mapping
+        self._mapped: Counter[tuple[str, str]] = Counter()
+        self._unmapped: Counter[str] = Counter()
         self._looks_at_vectors = (
             source is not None
             and target is not None
@@ -156,7 +163,7 @@ class ProfileCounter:
                 source.missing_vectors > target.missing_vectors
                 or source.non_finite_vectors > target.non_finite_vectors
             )
-        )
+        ) or (mapping is not None and mapping.narrows)
         self._counts: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
         self._namespaces: Counter[str] = Counter()
@@ -183,6 +190,11 @@ class ProfileCounter:
             batch = batch.filter(filters.mask(self._where, batch))
         counts = self._counts
         counts["records"] += batch.num_rows
+        if self._mapping is not None:
+            mapped = self._mapping.apply(batch)
+            batch = mapped.batch
+            self._mapped += mapped.changes
+            self._unmapped.update(mapped.refused.values())
         counts["bytes"] += batch.nbytes
         counts["documents"] += batch.num_rows - batch.column(DOCUMENT).null_count
         self._kinds.update(batch.column(ID_TYPE).to_pylist())
@@ -221,11 +233,28 @@ class ProfileCounter:
         """Return the kinds of id that were found."""
         return frozenset(map(IdKind, self._kinds))
 
+    def losses(self, source: CollectionSchema) -> Iterator[Loss]:
+        """Yield what the mapping changes of the records of a source: accepted, since it was asked for."""
+        if self._mapping is None:
+            return
+        moved = self._counts["records"] - self._unmapped.total()
+        yield from self._mapping.changed(source, self._mapped, moved)
+        if self._unmapped:
+            ((why, _),) = self._unmapped.most_common(1)
+            yield Loss(
+                field="record",
+                kind="mapping-rejected",
+                count=self._unmapped.total(),
+                detail=f"the mapping can't be applied ({why}): these records go to the rejects file",
+                kept="rejects",
+                accepted=True,
+            )
+
     def profile(self, sample: Sample) -> Profile:
         """Return what was counted."""
         counts, records = self._counts, self._counts["records"]
-        distinct = self._ids.count()
-        in_default = records - self._namespaces.total()
+        moved, distinct = records - self._unmapped.total(), self._ids.count()
+        in_default = moved - self._namespaces.total()
         if self._namespaces and in_default:
             self._namespaces[""] += in_default
         vector_bytes = sum(
@@ -236,7 +265,7 @@ class ProfileCounter:
             bytes=counts["bytes"] + (0 if self._looks_at_vectors else records * vector_bytes),
             id_kinds=dict(self._kinds),
             awkward_ids=counts["awkward_ids"],
-            duplicate_ids=records - distinct,
+            duplicate_ids=moved - distinct,
             repeated_ids=distinct - self._ids.count(namespaces=False),
             documents=counts["documents"],
             refused_documents=counts["refused_documents"],

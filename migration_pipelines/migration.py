@@ -24,6 +24,7 @@ from migration_pipelines.errors import ConfigurationError, PlanChangedError
 from migration_pipelines.ledger import Ledger
 from migration_pipelines.model import Metric, Partition, Plan, Value
 from migration_pipelines.retry import RetryPolicy
+from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Address, Store, open_address
 
 Result = TypeVar("Result")
@@ -41,6 +42,8 @@ class MigrationConfig(Value):
         Names the ledger; made from the addresses where it is left out.
     filter
         Which records are in scope, in the grammar of `filters`.
+    schema_mapping
+        What becomes of their fields, ids and vectors on the way; in YAML it is called `mapping`.
     partition_size
         Records in a partition.
     batch_size, max_batch_bytes
@@ -63,6 +66,7 @@ class MigrationConfig(Value):
     target: str
     name: str = ""
     filter: Any = None
+    schema_mapping: SchemaMapping | None = None
     partition_size: int = Field(default=20_000, ge=1)
     batch_size: int = Field(default=2_000, ge=1)
     max_batch_bytes: int = Field(default=16_000_000, ge=1_000)
@@ -81,6 +85,7 @@ class MigrationConfig(Value):
         chosen["allow_losses"] = sorted(chosen["allow_losses"])
         where = filters.parse(self.filter)
         chosen["filter"] = None if where is None else filters.to_json(where)
+        chosen["schema_mapping"] = None if self.schema_mapping is None else self.schema_mapping.document()
         for side in ("source", "target"):
             store, collection = open_address(getattr(self, side))
             chosen[side] = _wherever_we_are(store.address(collection))
@@ -88,7 +93,10 @@ class MigrationConfig(Value):
 
     def digest(self) -> str:
         """Return a digest of all that may not change once there is a plan."""
-        frozen = orjson.dumps(self.frozen_part(), option=orjson.OPT_SORT_KEYS)
+        chosen = self.frozen_part()
+        if chosen["schema_mapping"] is None:
+            del chosen["schema_mapping"]  # plans from before there were mappings keep their digest
+        frozen = orjson.dumps(chosen, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(frozen).hexdigest()
 
     def ledger_name(self) -> str:
@@ -259,6 +267,16 @@ class Migration:
     def where(self) -> filters.Filter | None:
         """The filter, parsed."""
         return filters.parse(self.config.filter) if self.config.filter else None
+
+    @property
+    def mapping(self) -> SchemaMapping | None:
+        """The user's own mapping; None where it has no rule."""
+        found = self.config.schema_mapping
+        return None if found is None or found.changes_nothing else found
+
+    def mapped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the records of the source as they are moved, those that can't be mapped left out."""
+        return batch if self.mapping is None else self.mapping.apply(batch).batch
 
     @cached_property
     def plan(self) -> Plan:

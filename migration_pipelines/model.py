@@ -251,6 +251,13 @@ class Plan(Value):
     warnings: tuple[str, ...]
     estimate: Estimate
     partitions: tuple[Partition, ...]
+    schema_mapping: str | None = None  # the digest of the user's own mapping
+    mapped_schema: CollectionSchema | None = None  # of the source's records after it
+
+    @property
+    def moved_schema(self) -> CollectionSchema:
+        """Schema of the records that are moved: the source's, after the user's own mapping."""
+        return self.mapped_schema or self.source_schema
 
     @property
     def migration_id(self) -> str:

@@ -84,22 +84,25 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
     existing, count = _existing_target(migration)
     if keep:
         migration.ledger.clear()
+    mapping = migration.mapping
+    moved = schema if mapping is None else mapping.map_schema(schema)
     counter = ProfileCounter(
-        schema,
+        moved,
         where=migration.where,
         source=source.capabilities,
         target=target.capabilities,
         accepts_id=target.accepts_id,
+        mapping=mapping,
     )
     partitions = _partitions(migration, counter, generation=generation, keep=keep)
-    sample = take_sample(source, collection)
+    sample = take_sample(source, collection, mapping=mapping)
     profile = counter.profile(sample)
     if source.fingerprint(collection) != fingerprint:
         raise SourceChangedError(
             f"{source.address(collection)} changed while the plan was made: stop its writers, plan again"
         )
-    _check_ids(profile, source.address(collection))
-    schema = _as_found(schema, profile)
+    _check_ids(profile, source.address(collection), made_from=None if mapping is None else mapping.id_from)
+    source_schema, schema = _as_found(schema, profile), _as_found(moved, profile)
     kept = existing if config.on_existing != "replace" else None
     has_namespaces = keeps_namespaces(schema, target, kept)
     if has_namespaces:
@@ -112,7 +115,8 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         mapped = kept
     else:
         mapped = target.adapt(mapped, profile.fields)
-    losses = accept(find_losses(schema, mapped, profile, target, strategy), config.allow_losses)
+    found = [*counter.losses(source_schema), *find_losses(schema, mapped, profile, target, strategy)]
+    losses = accept(found, config.allow_losses)
     return Plan(
         generation=generation,
         name=config.ledger_name(),
@@ -120,7 +124,7 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         config=config.frozen_part(),
         source=source.address(collection),
         source_collection=collection,
-        source_schema=schema,
+        source_schema=source_schema,
         source_fingerprint=fingerprint,
         target=target.address(wanted),
         target_collection=wanted,
@@ -136,6 +140,8 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         warnings=tuple(_warnings(schema, mapped, profile)),
         estimate=estimate(migration, profile, sample),
         partitions=partitions,
+        schema_mapping=None if mapping is None else mapping.digest(),
+        mapped_schema=None if mapping is None else schema,
     )
 
 
@@ -189,10 +195,11 @@ def _partitions(
     return tuple(found)
 
 
-def _check_ids(profile: Profile, where: str) -> None:
+def _check_ids(profile: Profile, where: str, *, made_from: str | None) -> None:
     if profile.duplicate_ids:
+        by = f", made from {made_from!r}," if made_from else ""
         raise ConfigurationError(
-            f"{where}: {profile.duplicate_ids} of {profile.records} records share their id with another: "
+            f"{where}: {profile.duplicate_ids} of {profile.records} records share their id{by} with another: "
             "a target would keep only one of each; make the ids distinct first",
             found=profile.duplicate_ids,
         )
@@ -273,7 +280,7 @@ def check_free(migration: Migration, made: Plan) -> None:
 
 
 def _in_scope(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
-    """Yield the records in scope without their vectors; no batch is empty."""
+    """Yield the records in scope as they are moved, without their vectors; no batch is empty."""
     source, where = migration.source, migration.where
     size = migration.config.batch_size
     for span, ids in source.split(made.source_collection, span_records=50_000, where=where):
@@ -282,8 +289,9 @@ def _in_scope(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
         ):
             batch = decode(stored)
             kept = batch if where is None else batch.filter(filters.mask(where, batch))
-            if kept.num_rows:
-                yield kept
+            moved = migration.mapped(kept)
+            if moved.num_rows:
+                yield moved
 
 
 def _warnings(source: CollectionSchema, target: CollectionSchema, profile: Profile) -> list[str]:

@@ -202,8 +202,8 @@ def _vector_expectations(field: VectorField, profile: Profile) -> Iterator[Expec
 def _dense_vectors(plan: Plan) -> Iterator[VectorField]:
     """Yield the target's dense vectors with the source's dimensions; bits have neither norm nor width."""
     kept = {field.name: field for field in plan.target_schema.vectors}
-    for field in plan.source_schema.vectors:
-        mapped = counterpart(field, plan.source_schema, kept)
+    for field in plan.moved_schema.vectors:
+        mapped = counterpart(field, plan.moved_schema, kept)
         if mapped is not None and field.kind is VectorKind.DENSE and field.dtype is not DType.BIT:
             yield mapped.model_copy(update={"dimensions": field.dimensions})
 
@@ -273,7 +273,7 @@ def _fetch_merged(migration: Migration, batch: pa.RecordBatch) -> pa.RecordBatch
     plan, target = migration.plan, migration.target
     if migration.where is not None:
         batch = batch.filter(filters.mask(migration.where, batch))
-    ids = ids_in_target(batch, plan=plan, target=target)
+    ids = ids_in_target(migration.mapped(batch), plan=plan, target=target)
     return target.fetch(plan.target_collection, ids)
 
 

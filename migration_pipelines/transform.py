@@ -20,6 +20,7 @@ from migration_pipelines.mapping import IdStrategy, counterpart, target_ids
 from migration_pipelines.metadata import dump_metadata, load_metadata
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Capabilities, DType, Plan, VectorField, VectorKind
+from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store
 
 EXTRACTED = "extracted"
@@ -50,7 +51,7 @@ def _transform(migration: Migration, key: str, extracted: Staged) -> Staged:
 
     def transformed() -> Iterator[pa.RecordBatch]:
         for batch in ledger.staged_batches(key, EXTRACTED):
-            fit, unfit, why = set_aside(batch, migration.target.capabilities)
+            fit, unfit, why = set_aside(batch, migration.target.capabilities, migration.mapping)
             if unfit is not None:
                 refused.append(unfit)
                 reasons.extend(why)
@@ -104,7 +105,8 @@ def is_identity(plan: Plan) -> bool:
     """Whether the target holds the source's batches as they are."""
     profile = plan.profile
     return (
-        not plan.encodes
+        plan.mapped_schema is None
+        and not plan.encodes
         and plan.id_strategy == IdStrategy.NATIVE
         and not profile.missing_vectors
         and not profile.non_finite_vectors
@@ -113,16 +115,21 @@ def is_identity(plan: Plan) -> bool:
 
 
 def set_aside(
-    batch: pa.RecordBatch, can: Capabilities
+    batch: pa.RecordBatch, can: Capabilities, mapping: SchemaMapping | None = None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch | None, list[str]]:
-    """Return the records that can fit the target, those that can't, and why not."""
-    reasons = refused_rows(batch, can)
+    """Return the records that can fit the target, mapped; those that can't, as they were; and why not."""
+    moved, rows, reasons = batch, np.arange(batch.num_rows), dict[int, str]()
+    if mapping is not None:
+        mapped = mapping.apply(batch)
+        moved, rows, reasons = mapped.batch, mapped.rows, dict(mapped.refused)
+    refused = refused_rows(moved, can)
+    reasons |= {int(rows[row]): why for row, why in refused.items()}
     if not reasons:
-        return batch, None, []
-    rows = sorted(reasons)
-    fits = np.ones(batch.num_rows, bool)
-    fits[rows] = False
-    return batch.filter(pa.array(fits)), batch.take(pa.array(rows)), [reasons[row] for row in rows]
+        return moved, None, []
+    fits = np.ones(moved.num_rows, bool)
+    fits[list(refused)] = False
+    unfit = sorted(reasons)
+    return moved.filter(pa.array(fits)), batch.take(pa.array(unfit)), [reasons[row] for row in unfit]
 
 
 def refused_rows(batch: pa.RecordBatch, can: Capabilities) -> dict[int, str]:
@@ -158,8 +165,8 @@ def transform_batch(batch: pa.RecordBatch, *, plan: Plan, target: Store) -> pa.R
 def _vectors(batch: pa.RecordBatch, plan: Plan) -> dict[str, pa.Array]:
     kept = {field.name: field for field in plan.target_schema.vectors}
     columns = {}
-    for field in plan.source_schema.vectors:
-        mapped = counterpart(field, plan.source_schema, kept)
+    for field in plan.moved_schema.vectors:
+        mapped = counterpart(field, plan.moved_schema, kept)
         if mapped is not None:
             column = batch.column(batches.vector_column(field.name))
             columns[batches.vector_column(mapped.name)] = _cast(column, mapped)
