@@ -20,6 +20,7 @@ from migration_pipelines.load import load, publish
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Receipt
 from migration_pipelines.plan import make_plan
+from migration_pipelines.resources import ResourceMonitor
 from migration_pipelines.transform import transform
 from migration_pipelines.validate import Report, validate
 from migration_pipelines.verify import verify
@@ -63,14 +64,25 @@ def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
         Interrupted; the same call goes on with it.
     """
     started = time.monotonic()
-    with migration, migration.phase("migration"), migration.ledger.lease():
+    with (
+        migration,
+        migration.phase("migration"),
+        migration.ledger.lease(),
+        ResourceMonitor(home=migration.ledger.folder) as monitor,
+    ):
         make_plan(migration, fresh=fresh)
         outcomes = dict(run_partitions(migration, migration.pending(), run_partition))
         failed = {key: found for key, found in outcomes.items() if isinstance(found, MigrationError)}
         if not migration.pending():
             publish(migration)
         different = sum(error.facts.get("different", 0) for error in failed.values())
-        report = validate(migration, seconds=time.monotonic() - started, failed=failed, different=different)
+        report = validate(
+            migration,
+            seconds=time.monotonic() - started,
+            failed=failed,
+            different=different,
+            resources=monitor.summary(),
+        )
         if report.status == "complete":
             migration.source.close()
             migration.ledger.discard_scratch()

@@ -9,6 +9,7 @@ from migration_pipelines import batch as batches
 from migration_pipelines.errors import IncompleteError, SourceChangedError
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Loss, Plan, Receipt, Value
+from migration_pipelines.resources import Resources
 
 _SHOWN_REJECTS = 100
 
@@ -45,6 +46,7 @@ class Report(Value):
     bytes: int
     seconds: float
     records_per_second: float
+    resources: Resources | None = None
 
     @property
     def exit_status(self) -> int:
@@ -58,6 +60,7 @@ def validate(
     seconds: float = 0.0,
     failed: Mapping[str, Exception] | None = None,
     different: int = 0,
+    resources: Resources | None = None,
 ) -> Report:
     """Check the whole migration and write the report into the ledger; never raises for what it finds.
 
@@ -69,9 +72,12 @@ def validate(
         Partitions that failed in this run, with their errors.
     different
         Records that this run found different on reading them back.
+    resources
+        What this run took of its machine.
     """
     with migration.phase("validate"):
         report = _report(migration, seconds=seconds, failed=failed or {}, different=different)
+        report = report.model_copy(update={"resources": resources})
         migration.ledger.write_report(report.model_dump(mode="json"))
         migration.tell("validated", records=report.records["verified"], message=report.status)
     return report

@@ -1,0 +1,123 @@
+"""Logs for machines: one JSON document a line, each with the migration's id, none with a secret.
+
+The id is that of the plan (`Plan.migration_id`), which Dagster's runs carry as the tag
+`vector-migrate/migration-id` and spans as the attribute `migration.id`. While there is no plan yet a line has
+the id's beginning, so that a search for that finds them all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import orjson
+from pydantic import BaseModel, SecretStr
+
+from migration_pipelines.migration import Event
+from migration_pipelines.redaction import redacted
+
+VARIABLE = "VECTOR_MIGRATE_LOG"
+_PACKAGE = "migration_pipelines"
+_LEVELS = {"retried": "warning", "rejected": "warning", "failed": "error"}
+# Their figures are those of the phase that ends: a line for each batch would say little and cost a lot.
+_UNTOLD = frozenset({"batch-planned", "batch-extracted", "batch-loaded", "batch-verified"})
+
+
+def wants_json() -> bool:
+    """Whether `VECTOR_MIGRATE_LOG=json` is set."""
+    return os.environ.get(VARIABLE, "").lower() == "json"
+
+
+class JsonLog:
+    """Writes events, and what the package logs, as lines of JSON; safe to use from several threads.
+
+    Parameters
+    ----------
+    stream
+        Where to; standard error, whatever that is at the moment, where left out.
+    arguments
+        Of the command line: a password in one is blacked out wherever it shows.
+    stores
+        Secrets of these are blacked out likewise.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        arguments: Sequence[str] = (),
+        stores: Iterable[BaseModel] = (),
+    ) -> None:
+        self._stream, self._arguments, self._lock = stream, tuple(arguments), threading.Lock()
+        self._secrets = {secret for store in stores for secret in secrets_of(store)}
+
+    def listen(self, event: Event) -> None:
+        """Write an event that isn't a batch's."""
+        if event.name not in _UNTOLD:
+            self.write(_LEVELS.get(event.name, "info"), event.name, **_facts(event))
+
+    def write(self, level: str, name: str, **facts: Any) -> None:
+        """Write a line; texts among the facts lose their secrets, what is empty is left out."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        told = {key: self._clean(value) for key, value in facts.items() if value not in ("", None, 0)}
+        line = orjson.dumps({"time": now, "level": level, "event": name, **told}, default=str).decode()
+        stream = self._stream or sys.stderr
+        with self._lock:
+            stream.write(line + "\n")
+            stream.flush()
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Write what the package's own loggers say as lines of JSON too, instead of as they would."""
+        logger, handler = logging.getLogger(_PACKAGE), _Handler(self)
+        before, logger.propagate = logger.propagate, False
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = before
+
+    def _clean(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return redacted(value, self._arguments, secrets=self._secrets)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, log: JsonLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.write(record.levelname.lower(), "logged", logger=record.name, message=record.getMessage())
+
+
+def secrets_of(store: BaseModel) -> Iterator[str]:
+    """Yield the secrets among a store's settings."""
+    for name in type(store).model_fields:
+        value = getattr(store, name)
+        if isinstance(value, SecretStr):
+            yield value.get_secret_value()
+
+
+def _facts(event: Event) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "migration_id": event.migration,
+        "phase": event.phase,
+        "partition": event.partition,
+        "records": event.records,
+        "bytes": event.bytes,
+        "seconds": round(event.seconds, 6),
+        "attempt": event.attempt,
+        "message": event.message,
+    }
+    if event.error is not None:
+        facts |= {"error": type(event.error).__name__, "message": str(event.error) or event.message}
+    return facts
