@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from migration_pipelines import batch as batches
-from migration_pipelines.errors import IncompleteError, SourceChangedError
+from migration_pipelines.errors import IncompleteError, MigrationError, SourceChangedError
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Loss, Plan, Receipt, Value
 from migration_pipelines.resources import Resources
@@ -64,6 +64,8 @@ def validate(
 ) -> Report:
     """Check the whole migration and write the report into the ledger; never raises for what it finds.
 
+    Where it can't look, it raises the first of `failed`, or else what keeps it from looking.
+
     Parameters
     ----------
     seconds
@@ -76,7 +78,12 @@ def validate(
         What this run took of its machine.
     """
     with migration.phase("validate"):
-        report = _report(migration, seconds=seconds, failed=failed or {}, different=different)
+        try:
+            report = _report(migration, seconds=seconds, failed=failed or {}, different=different)
+        except MigrationError:
+            if failed:  # such as a `create` that was refused: that nothing is there to count follows from it
+                raise next(iter(failed.values())) from None
+            raise
         report = report.model_copy(update={"resources": resources})
         migration.ledger.write_report(report.model_dump(mode="json"))
         migration.tell("validated", records=report.records["verified"], message=report.status)

@@ -83,7 +83,7 @@ def test_the_token_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nothing_at_an_address_is_said_so() -> None:
-    with pytest.raises(errors.StoreUnavailableError, match="connect"):
+    with pytest.raises(errors.StoreUnavailableError, match="is it running there"):
         ChromaStore(host="127.0.0.1", port=1).list_collections()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import multiprocessing
 import os
@@ -37,7 +36,8 @@ from migration_pipelines_tests.conformance import assert_same, ids_of, load, rea
 from migration_pipelines_tests.harnesses.parquet_s3 import LOGIN, ParquetOnS3, s3_server
 from migration_pipelines_tests.records import Record, by_id, plain_records, plain_schema, to_batch
 from migration_pipelines_tests.shell import shell
-from migration_pipelines_tests.standins.http import Fault, Reply, Request, Standin
+from migration_pipelines_tests.standins.http import Fault, Reply, Request
+from migration_pipelines_tests.standins.proxy import Proxy
 
 __all__ = ["shell"]
 SCHEMA = plain_schema("docs")
@@ -45,22 +45,8 @@ PLACES = itertools.count(1)
 QUICK = RetryPolicy(attempts=3, delay_seconds=0.01)
 
 
-class Proxy(Standin):
-    """Stands before the server, and has faults."""
-
-    def answer(self, request: Request) -> Reply:
-        host = s3_server().removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=30)
-        url = request.path + (f"?{request.raw_query}" if request.raw_query else "")
-        kept = {name: value for name, value in request.headers.items() if name not in ("host", "expect")}
-        connection.request(request.method, url, body=request.body, headers=kept)
-        reply = connection.getresponse()
-        skipped = ("content-length", "transfer-encoding", "connection", "date", "server")
-        headers = {name: value for name, value in reply.getheaders() if name.lower() not in skipped}
-        body = reply.read()
-        if request.method == "HEAD":  # whose reply tells a length and has no body
-            body = bytes(int(reply.getheader("content-length") or 0))
-        return Reply(reply.status, body, headers)
+class S3Proxy(Proxy):
+    """Stands before the server, and counts."""
 
     def sent(self, method: str, query: str = "") -> int:
         """How many requests of a kind came."""
@@ -80,8 +66,8 @@ def store(s3) -> ParquetStore:
 
 
 @pytest.fixture
-def proxy(monkeypatch) -> Iterator[Proxy]:
-    standin = Proxy()
+def proxy(monkeypatch) -> Iterator[S3Proxy]:
+    standin = S3Proxy(s3_server())
     with standin.serving():
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{standin.port}")
         yield standin

@@ -19,6 +19,7 @@ from migration_pipelines.distances import nearest
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
+    ConfigurationError,
     MigrationError,
     StoreRefusedError,
 )
@@ -101,6 +102,8 @@ class MemoryStore(Store):
     @classmethod
     def from_address(cls, address: Address) -> tuple[Self, str | None]:
         """Return the store and the collection of `memory:name#collection`."""
+        if address.query:
+            raise ConfigurationError(f"{address}: expected no options after the ?: memory has none")
         return (cls(name=address.path) if address.path else cls()), address.collection
 
     def address(self, collection: str | None = None) -> str:

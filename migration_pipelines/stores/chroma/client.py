@@ -87,17 +87,35 @@ def open_folder(folder: Path, *, tenant: str, database: str) -> Any:
     return chromadb.PersistentClient(folder, settings, tenant=tenant, database=database)
 
 
-def open_server(host: str, port: int, *, ssl: bool, token: str | None, tenant: str, database: str) -> Any:
-    """Return a client of a server."""
+def open_server(
+    host: str,
+    port: int,
+    *,
+    ssl: bool,
+    token: str | None,
+    tenant: str,
+    database: str,
+    timeout_seconds: float,
+) -> Any:
+    """Return a client of a server, which gives up an answer that doesn't come in time."""
     import chromadb
+    import httpx
     from chromadb.config import Settings
 
-    return chromadb.HttpClient(
-        host=f"[{host}]" if ":" in host else host,
+    host = f"[{host}]" if ":" in host else host
+    # Chroma's client waits without a limit, and asks its first questions while it is made: whether anybody
+    # answers is found out before, and the limit is put into it afterwards.
+    headers = {"Authorization": f"Bearer {token}", "x-chroma-token": token} if token else None
+    url = f"{'https' if ssl else 'http'}://{host}:{port}/api/v2/heartbeat"
+    httpx.get(url, headers=headers, timeout=timeout_seconds)
+    client: Any = chromadb.HttpClient(
+        host=host,
         port=port,
         ssl=ssl,
-        headers={"Authorization": f"Bearer {token}", "x-chroma-token": token} if token else None,
+        headers=headers,
         settings=Settings(anonymized_telemetry=False),
         tenant=tenant,
         database=database,
     )
+    client._server._session.timeout = httpx.Timeout(timeout_seconds)
+    return client

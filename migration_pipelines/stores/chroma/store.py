@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 import xxhash
-from pydantic import PrivateAttr, SecretStr, model_validator
+from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
@@ -96,8 +96,7 @@ _DELETE_RECORDS = 5_000
 class ChromaStore(Store):
     """A Chroma folder, opened in this process, or a Chroma server.
 
-    A folder belongs to one writing process at a time. Chroma's client waits for a server's answer without
-    a limit.
+    A folder belongs to one writing process at a time.
 
     Parameters
     ----------
@@ -109,6 +108,8 @@ class ChromaStore(Store):
         Chroma's own divisions, each with collections of its own.
     token
         Sent to a server as `Authorization: Bearer` and as `x-chroma-token`; from `CHROMA_TOKEN`.
+    timeout_seconds
+        How long an answer of a server may take; what takes longer is a `TransientError`.
     snapshot_of
         The folder that `path` is a copy of, set by `for_reading`.
     """
@@ -155,6 +156,7 @@ class ChromaStore(Store):
     tenant: str = _TENANT
     database: str = _DATABASE
     token: SecretStr | None = None
+    timeout_seconds: PositiveFloat = 120.0
     snapshot_of: str | None = None
 
     _client: Any = PrivateAttr(default=None)
@@ -483,7 +485,14 @@ class ChromaStore(Store):
             elif self._client is None:
                 assert self.host is not None
                 token = self.token.get_secret_value() if self.token else None
-                self._client = open_server(self.host, self.port, ssl=self.ssl, token=token, **division)
+                self._client = open_server(
+                    self.host,
+                    self.port,
+                    ssl=self.ssl,
+                    token=token,
+                    timeout_seconds=self.timeout_seconds,
+                    **division,
+                )
             return self._client
 
     def _check_is_there(self, name: str) -> None:
