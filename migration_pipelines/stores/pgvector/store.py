@@ -427,6 +427,7 @@ class PgVectorStore(Store):
 
     @contextmanager
     def _reading(self, collection: str, *, snapshot: bool = False) -> Iterator[tuple[Any, Rows]]:
+        self.pace()
         with (
             self.translating(collection),
             self._pool.transaction(read_only=True, snapshot=snapshot) as connection,
@@ -449,6 +450,7 @@ class PgVectorStore(Store):
         self._conflicting.discard(collection)
 
     def _copy_in(self, collection: str, batch: pa.RecordBatch, *, replace: bool) -> None:
+        self.pace(batch.nbytes)
         with self._pool.transaction() as connection:
             rows = self._rows(connection, collection)
             rows.check(batch)
