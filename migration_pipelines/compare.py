@@ -24,6 +24,7 @@ from migration_pipelines.batch import ID, ID_TYPE, NAMESPACE
 from migration_pipelines.envelope import decode
 from migration_pipelines.ledger import writing
 from migration_pipelines.model import Value
+from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store
 from migration_pipelines.verify import Difference, compare
 
@@ -72,9 +73,19 @@ class Comparison(Value):
 class _Collection:
     """A collection, and the scratch files that its records are summed up in."""
 
-    def __init__(self, store: Store, name: str, where: filters.Filter | None, folder: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        where: filters.Filter | None,
+        folder: Path,
+        mapping: SchemaMapping | None = None,
+    ) -> None:
         self.store, self.name, self._where, self._folder = store, name, where, folder
+        self._mapping = mapping
         self.schema = store.describe(name)
+        if mapping is not None:
+            mapping.map_schema(self.schema)  # raises where a rule doesn't fit
         self.digest = self.count = 0
 
     def summarise(self, n_buckets: int, on_batch: Callable[[int], None]) -> None:
@@ -97,6 +108,9 @@ class _Collection:
         if self._where is not None:
             mask = filters.mask(self._where, batch)
             batch, stored = batch.filter(mask), stored.filter(mask)
+        if self._mapping is not None:
+            mapped = self._mapping.apply(batch)
+            batch, stored = mapped.batch, stored.take(pa.array(mapped.rows))
         digests = batches.record_digests(batch)
         self.digest = batches.add_digests([self.digest, *digests])
         self.count += batch.num_rows
@@ -117,7 +131,8 @@ class _Collection:
         names = (ID, ID_TYPE, NAMESPACE) if self.schema.has_namespaces else (ID, ID_TYPE)
         stored = [summaries.column(f"stored_{name}") for name in names]
         ids = pa.RecordBatch.from_arrays(stored, names=list(names))
-        return batches.fit_namespaces(decode(self.store.fetch(self.name, ids)), wanted=True)
+        found = batches.fit_namespaces(decode(self.store.fetch(self.name, ids)), wanted=True)
+        return found if self._mapping is None else self._mapping.apply(found).batch
 
     def side(self) -> Side:
         return Side(address=self.store.address(self.name), count=self.count, digest=f"{self.digest:032x}")
@@ -133,9 +148,13 @@ def compare_collections(
     target_collection: str,
     *,
     where: filters.Filter | None = None,
+    mapping: SchemaMapping | None = None,
     on_batch: Callable[[int], None] = lambda records: None,  # noqa: ARG005 - the default listens to nothing
 ) -> Comparison:
     """Compare two collections; neither is written.
+
+    With a `mapping` the source's records are compared as it maps them, without those that it rejects, and
+    `where` looks at the source's alone: the target's may have lost the fields that it names.
 
     `on_batch` is told how many records were read, of both together.
     """
@@ -143,8 +162,10 @@ def compare_collections(
         folder = Path(scratch)
         stores = [source.for_reading(folder / "a"), target.for_reading(folder / "b")]
         try:
-            left = _Collection(stores[0], source_collection, where, folder / "source")
-            right = _Collection(stores[1], target_collection, where, folder / "target")
+            left = _Collection(stores[0], source_collection, where, folder / "source", mapping)
+            right = _Collection(
+                stores[1], target_collection, where if mapping is None else None, folder / "target"
+            )
             counts = max(stores[0].count(source_collection), stores[1].count(target_collection))
             n_buckets = min(_MAX_BUCKETS, 1 + counts // _BUCKET_RECORDS)
             left.summarise(n_buckets, on_batch)

@@ -14,6 +14,7 @@ One folder each, with a `defs.yaml` that Dagster's components read too:
       source: chroma:./chroma_db#passages
       target: {connection: warehouse, collection: passages}
       partition_size: 50000
+      mapping: {exclude_fields: [draft], field_mapping: {title: name}}
       schedule: "0 3 * * *"
 
 A `StoreMigration` lists the `collections` of a store and stands for a migration each, `<name>_<collection>`.
@@ -35,6 +36,7 @@ from pydantic import ValidationError as SchemaError
 from migration_pipelines.errors import ConfigurationError
 from migration_pipelines.migration import Listener, Migration, MigrationConfig, ignore, ledger_for
 from migration_pipelines.model import Value
+from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store, open_address, store_class
 
 CONNECTION = "migration_pipelines.components.StoreConnection"
@@ -194,11 +196,31 @@ def migration_spec(attributes: Mapping[str, Any], *, where: str) -> MigrationSpe
     """Return the migration that a component's attributes declare."""
     own = {key: value for key, value in attributes.items() if key in MigrationSpec.model_fields}
     settings = {key: value for key, value in attributes.items() if key not in own}
+    if "mapping" in settings:
+        settings["schema_mapping"] = settings.pop("mapping")
     unknown = sorted(settings.keys() - MigrationConfig.model_fields.keys())
     if unknown:
         raise ConfigurationError(f"{where}: a migration has no setting {', '.join(unknown)}")
     spec: MigrationSpec = _validated(MigrationSpec, {**own, "settings": settings}, where)
     return spec
+
+
+def read_mapping(path: Path) -> SchemaMapping:
+    """Return the schema mapping that a YAML or JSON file holds.
+
+    Raises
+    ------
+    ConfigurationError
+        The file can't be read, or a rule in it can't be used.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read as YAML: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be read: {error.strerror}") from None
+    mapping: SchemaMapping = _validated(SchemaMapping, found, path)
+    return mapping
 
 
 def store_migration_specs(attributes: Mapping[str, Any], *, where: str) -> list[MigrationSpec]:

@@ -18,7 +18,15 @@ from migration_pipelines.cli.failures import (
     report_failure,
     say,
 )
-from migration_pipelines.cli.options import MoveRequest, Request, defs_folder, home_folder, takes
+from migration_pipelines.cli.observing import heard, observing
+from migration_pipelines.cli.options import (
+    MoveRequest,
+    Request,
+    RunRequest,
+    defs_folder,
+    home_folder,
+    takes,
+)
 from migration_pipelines.cli.progress import counting, listening
 from migration_pipelines.cli.reporting import emit, reporting
 from migration_pipelines.cli.signals import stopping
@@ -58,13 +66,13 @@ def plan(request: MoveRequest, *, fresh: Fresh = False, dry_run: DryRun = False)
 
     The target is not written.
     """
-    with reporting(request):
+    with reporting(request), observing(request):
         return _drafted(request) if dry_run else _planned(request, fresh=fresh)
 
 
-@takes(MoveRequest)
+@takes(RunRequest)
 def run(
-    request: MoveRequest,
+    request: RunRequest,
     *,
     all_collections: AllCollections = False,
     fresh: Fresh = False,
@@ -75,7 +83,7 @@ def run(
 
     What an interrupted run verified is not done again.
     """
-    with reporting(request):
+    with reporting(request), observing(request):
         if all_collections:
             if dagster:
                 raise ConfigurationError("--all-collections and --dagster exclude each other")
@@ -189,7 +197,8 @@ def _run_by_dagster(request: MoveRequest, *, fresh: bool) -> int:
         from migration_pipelines.components.headless import run_declared
 
         defs, home = defs_folder(request.defs), home_folder(request.home)
-        return run_declared(name, defs=defs, home=home, fresh=fresh, listener=migration.listener)
+        with migration.phase("migration"):
+            return run_declared(name, defs=defs, home=home, fresh=fresh, listener=migration.listener)
 
     return _driven(request, drive, grace_seconds=_DAGSTER_GRACE_SECONDS)
 
@@ -268,7 +277,8 @@ def _compare(request: Request) -> Comparison:
     from migration_pipelines.compare import compare_collections
 
     source, target = request.opened()
-    where = request.settings().get("filter")
+    settings = request.settings()
+    where = settings.get("filter")
     collection = _named(*source)
     with counting("comparing", quiet=request.quiet) as on_batch:
         return compare_collections(
@@ -277,6 +287,7 @@ def _compare(request: Request) -> Comparison:
             target[0],
             target[1] or collection,
             where=None if where is None else filters.parse(where),
+            mapping=settings.get("schema_mapping"),
             on_batch=on_batch,
         )
 
@@ -295,8 +306,8 @@ def _named(store: Any, collection: str | None) -> str:
 def _migration(request: Request, home: Path | None = None) -> Iterator[Migration]:
     folder = home or home_folder(request.home)
     with (
-        listening(quiet=request.quiet) as meter,
-        request.migration(home=folder, listener=meter) as migration,
+        listening(quiet=request.quiet or request.logs_json) as meter,
+        request.migration(home=folder, listener=heard(meter)) as migration,
     ):
         meter.migration = migration
         yield migration

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from typer import Argument, Option
 
-from migration_pipelines.cli.failures import passwords, say
+from migration_pipelines.cli.failures import say, wants_json
 from migration_pipelines.errors import ConfigurationError
+from migration_pipelines.redaction import passwords
 
 if TYPE_CHECKING:
     from migration_pipelines.declarations import Declarations, MigrationSpec
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 Opened = tuple["Store", str | None]  # a store, and the collection in it
 
-_SHOWN_LAST = ("defs", "home", "report", "json", "quiet")  # in a command's help
+_SHOWN_LAST = (  # in a command's help
+    *("defs", "home", "report", "json", "quiet"),
+    *("log_json", "metrics_port", "metrics_file", "metrics_push", "trace"),
+)
 _PASSWORD_VARIABLES = {
     "chroma": "CHROMA_TOKEN",
     "elasticsearch": "ELASTICSEARCH_PASSWORD",
@@ -77,6 +81,10 @@ class Request:
             help="""Only records that match: 'lang=en,year>=2020', or '{"lang": {"$in": ["de", "en"]}}'.""",
         ),
     ] = None
+    mapping: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="YAML or JSON: fields, ids and vectors as they are to arrive."),
+    ] = None
     defs: Defs = None
     home: Home = None
     report: Annotated[
@@ -88,7 +96,17 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
-        return {} if self.filter is None else {"filter": parsed_filter(self.filter)}
+        found: dict[str, Any] = {} if self.filter is None else {"filter": parsed_filter(self.filter)}
+        if self.mapping is not None:
+            from migration_pipelines.declarations import read_mapping
+
+            found["schema_mapping"] = read_mapping(self.mapping)
+        return found
+
+    @property
+    def logs_json(self) -> bool:
+        """Whether lines of JSON are asked for in place of progress."""
+        return False
 
     def migration(self, *, home: Path, listener: Listener) -> Migration:
         """Return the migration that is asked for.
@@ -174,6 +192,14 @@ class MoveRequest(Request):
         int | None,
         Option(metavar="N", min=0, help="How often what fails for a passing reason is tried again."),
     ] = None
+    log_json: Annotated[
+        bool, Option("--log-json", help="Log JSON lines on standard error; also VECTOR_MIGRATE_LOG=json.")
+    ] = False
+
+    @property
+    def logs_json(self) -> bool:
+        """Whether lines of JSON are asked for in place of progress, here or by the environment."""
+        return self.log_json or wants_json()
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
@@ -182,6 +208,31 @@ class MoveRequest(Request):
         found["allow_losses"] = tuple(self.allow_loss) if self.allow_loss else None
         found["retry"] = None if self.retry is None else {"attempts": self.retry + 1}
         return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest(MoveRequest):
+    """What to move, and who else is to hear of it."""
+
+    metrics_port: Annotated[
+        int | None,
+        Option(metavar="N", min=0, max=65535, help="Serve Prometheus metrics on 127.0.0.1:N; 0: any port."),
+    ] = None
+    metrics_file: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Write them to a file, for the node exporter's textfile collector."),
+    ] = None
+    metrics_push: Annotated[
+        str | None, Option(metavar="URL", help="Push them to a Pushgateway at the end.")
+    ] = None
+    trace: Annotated[
+        bool, Option("--trace", help="Send OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT.")
+    ] = False
+
+    @property
+    def shows_metrics(self) -> bool:
+        """Whether metrics are asked for."""
+        return not (self.metrics_port is None and self.metrics_file is None and self.metrics_push is None)
 
 
 Command = TypeVar("Command", bound=Callable[..., int])

@@ -32,11 +32,12 @@ _OWN: dict[str, Any] = {
     "source": (_SIDE, ...),
     "target": (_SIDE, ...),
     "schedule": (str | None, None),
+    "mapping": (dict[str, Any] | None, None),  # as it is written: `_check_settings` reads it
 }
 _SETTINGS: dict[str, Any] = {
     name: (field.annotation | str, field.default)
     for name, field in MigrationConfig.model_fields.items()
-    if name not in _OWN and field.annotation is not None
+    if name not in (*_OWN, "schema_mapping") and field.annotation is not None
 }
 MigrationAttributes = create_model("MigrationAttributes", __base__=dg.Model, **_OWN, **_SETTINGS)
 StoreMigrationAttributes = create_model(
