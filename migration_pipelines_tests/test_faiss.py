@@ -158,13 +158,13 @@ def test_cosine_vectors_keep_their_length_and_are_searched_normalised(unit: bool
 # ── whole or not at all ──────────────────────────────────────────────────────────────────────────────
 
 
-def begun(store: FaissStore, records: list[Record]) -> None:
-    """A collection that is being loaded in two parts."""
+def begun(store: FaissStore, records: list[Record], *, parts: int = 2) -> None:
+    """A collection that is being loaded in parts."""
     store.create(plain_schema("docs"))
-    half = len(records) // 2
-    for part, some in (("a", records[:half]), ("b", records[half:])):
-        with store.load_part("docs", part) as write:
-            write(to_batch(some, plain_schema("docs")))
+    size = len(records) // parts
+    for part in range(parts):
+        with store.load_part("docs", f"{part}") as write:
+            write(to_batch(records[part * size : part * size + size], plain_schema("docs")))
 
 
 def test_nothing_of_a_load_is_a_source_before_it_is_finished(store: FaissStore) -> None:
@@ -215,6 +215,43 @@ def test_a_load_of_more_parts_than_files_may_be_open(store: FaissStore) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, soft)
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_the_files_of_a_load_of_one_part_become_the_collection(
+    links: bool, store: FaissStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    begun(store, records := plain_records(30), parts=1)
+    staged = {path.stat().st_ino for path in (store.path / "docs" / ".loading").iterdir()}
+    store.finish_load("docs")
+    kept = {(store.path / "docs" / name).stat().st_ino for name in ("index.faiss", "records.parquet")}
+    assert kept <= staged if links else kept.isdisjoint(staged)
+    assert_same(read_all(store, "docs"), records, store)
+    newer = plain_records(10, start=25, seed=8)
+    store.upsert("docs", to_batch(newer, plain_schema("docs")))
+    assert_same(read_all(store, "docs"), [*records[:25], *newer], store)
+
+
+def test_one_part_that_holds_an_id_twice_is_loaded_with_the_later_record(store: FaissStore) -> None:
+    records, newer = plain_records(30), plain_records(30, seed=9)
+    begun(store, [*records, newer[7]], parts=1)
+    store.finish_load("docs")
+    assert_same(read_all(store, "docs"), [*records[:7], newer[7], *records[8:]], store)
+
+
+def test_a_removal_while_loading_leaves_the_order_of_the_parts(store: FaissStore) -> None:
+    records, newer = plain_records(20), plain_records(10, start=5, seed=9)
+    begun(store, records)
+    store.upsert("docs", to_batch(newer, plain_schema("docs")))
+    for gone in (records[0], records[1]):  # twice out of the oldest part, whose others stay older
+        store.delete("docs", ids_of([gone]))
+    store.finish_load("docs")
+    assert_same(read_all(store, "docs"), [*records[2:5], *newer, *records[15:]], store)
+
+
 def test_spans_hold_while_records_are_replaced_added_and_removed(store: FaissStore) -> None:
     records = plain_records(60)
     load(store, plain_schema("docs"), records)
@@ -252,11 +289,12 @@ def test_a_writer_killed_anywhere_leaves_the_old_collection_or_the_new(
     assert len(files(store)) == 3
 
 
-def test_a_first_load_killed_anywhere_is_finished_by_running_it_again(store: FaissStore) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_first_load_killed_anywhere_is_finished_by_running_it_again(parts: int, store: FaissStore) -> None:
     records = plain_records(30)
     kills = 0
     while True:
-        begun(store, records)
+        begun(store, records, parts=parts)
         if not killed_at(kills, lambda: FaissStore(path=store.path).finish_load("docs")):
             break
         assert FaissStore(path=store.path).count("docs") == 30
@@ -284,7 +322,7 @@ def killed_at(step: int, action: Callable[[], None]) -> bool:
 
             return changed
 
-        for name in ("rename", "unlink", "mkdir"):
+        for name in ("rename", "unlink", "mkdir", "hardlink_to"):
             setattr(Path, name, counting(getattr(Path, name)))
         status = 1
         try:
@@ -392,17 +430,18 @@ def test_vectors_without_a_place_in_space_are_rejected_by_id(store: FaissStore) 
 
 
 def test_a_missing_driver_names_the_extra(store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FaissStore(path=store.path, index="hnsw")
     begun(store, plain_records(4))
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingDriverError, match=r"migration-pipelines\[faiss\]"):
         store.finish_load("docs")
 
 
-def test_flat_collections_are_read_without_the_driver(
+def test_flat_collections_are_written_and_read_without_the_driver(
     store: FaissStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(store, plain_schema("docs"), records := plain_records(20))
     monkeypatch.setitem(sys.modules, "faiss", None)
+    load(store, plain_schema("docs"), records := plain_records(20))
     assert_same(read_all(FaissStore(path=store.path), "docs"), records, store)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 
 from migration_pipelines.errors import StoreRefusedError
-from migration_pipelines.model import DType, Metric
+from migration_pipelines.model import DType, Metric, VectorField
 from migration_pipelines.store import open_address
 from migration_pipelines.stores.faiss import FaissStore, in_place
+from migration_pipelines.stores.faiss.index import open_index
 from migration_pipelines_tests.conformance import ids_of, read_all
 from migration_pipelines_tests.records import Record, from_batches
 
@@ -259,3 +261,35 @@ def test_vectors_that_hold_nan_are_read_as_they_are(tmp_path: Path) -> None:
     index.add(vectors)
     store, name = stored(index, tmp_path)
     assert by_number(read_all(store, name)) == {0: vectors[0].tobytes(), 1: vectors[1].tobytes()}
+
+
+@pytest.mark.parametrize("count", [0, 1, 700])
+@pytest.mark.parametrize(
+    ("metric", "number"),
+    [
+        (Metric.EUCLIDEAN, faiss.METRIC_L2),
+        (Metric.DOT, faiss.METRIC_INNER_PRODUCT),
+        (Metric.COSINE, faiss.METRIC_INNER_PRODUCT),
+        (Metric.MANHATTAN, faiss.METRIC_L1),
+        (Metric.HAMMING, None),
+    ],
+)
+def test_a_flat_index_is_written_byte_for_byte_as_faiss_does(
+    metric: Metric, number: Any, count: int, tmp_path: Path
+) -> None:
+    rng, is_bits = np.random.default_rng(0), metric is Metric.HAMMING
+    flat = {faiss.METRIC_L2: faiss.IndexFlatL2, faiss.METRIC_INNER_PRODUCT: faiss.IndexFlatIP}
+    vectors: Any = rng.standard_normal((count, 24)).astype(np.float32)
+    index: Any
+    if is_bits:
+        vectors, index = rng.integers(0, 256, (count, 3), np.uint8), faiss.IndexBinaryFlat(24)
+    else:
+        index = flat[number](24) if number in flat else faiss.IndexFlat(24, number)
+    index.add(vectors)
+    (faiss.write_index_binary if is_bits else faiss.write_index)(index, str(tmp_path / "theirs"))
+    field = VectorField(dimensions=24, metric=metric, dtype=DType.BIT if is_bits else DType.FLOAT32)
+    with in_place.FlatWriter(tmp_path / "ours", field) as file:
+        for some in np.array_split(vectors, 3):
+            file.add(some)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert (open_index(tmp_path / "ours").read(0, count) == vectors).all()

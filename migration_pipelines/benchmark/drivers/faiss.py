@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from migration_pipelines.benchmark.data import Page
+from migration_pipelines.benchmark.drivers import sync
 from migration_pipelines.metadata import dump_all
 
 PUBLISHES = True
@@ -41,14 +41,13 @@ def bare_write(store: Any, collection: str, pages: Iterable[Page]) -> int:
     manifest = next(iter(folder.glob("**/_collection.json")))
     found = json.loads(manifest.read_text())
     index = faiss.IndexFlatL2(found["schema"]["vectors"][0]["dimensions"])
-    columns = pa.schema([("number", pa.int64()), *((name, pa.string()) for name in _TEXTS)])
+    columns = pa.schema([(name, pa.string()) for name in _TEXTS])
     with pq.ParquetWriter(folder / "records.parquet", columns, **_OPTIONS) as writer:
         for page in pages:
             index.add(page.vectors)
             rows = len(page.ids)
-            numbers = np.arange(written, written + rows)
             metadata = pa.array(dump_all(page.metadatas), pa.string())
-            values = [numbers, page.ids, ["str"] * rows, page.documents, metadata]
+            values = [page.ids, ["str"] * rows, page.documents, metadata]
             table = pa.Table.from_arrays([pa.array(column) for column in values], schema=columns)
             writer.write_table(table, row_group_size=_PAGE)
             written += rows
@@ -57,6 +56,7 @@ def bare_write(store: Any, collection: str, pages: Iterable[Page]) -> int:
         found[name] = {"name": file, "bytes": (folder / file).stat().st_size}
     found.update(count=written, next_number=written)
     (folder / "_collection.json").write_text(json.dumps(found))
+    sync(folder / "index.faiss", folder / "records.parquet", folder / "_collection.json", folder)
     shutil.rmtree(folder / ".loading", ignore_errors=True)
     return written
 

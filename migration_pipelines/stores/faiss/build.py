@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from migration_pipelines.model import DType, Metric, VectorField
+from migration_pipelines.stores.faiss.in_place import FlatWriter
 from migration_pipelines.stores.faiss.index import driver
 
 FLAT_RECORDS = 20_000
@@ -48,9 +49,15 @@ class Shape:
         self.count += len(vectors)
         if vectors.dtype != np.float32 or not len(vectors):
             return
-        self.greatest = max(self.greatest, float(np.abs(vectors).max()))
+        self.greatest = max(self.greatest, float(vectors.max()), -float(vectors.min()))
         if metric is Metric.COSINE and self.all_unit:
             self.all_unit = bool((np.abs(_lengths(vectors) - 1) <= UNIT).all())
+
+    def join(self, other: Shape) -> None:
+        """Take account of what another shape was gathered from."""
+        self.count += other.count
+        self.greatest = max(self.greatest, other.greatest)
+        self.all_unit = self.all_unit and other.all_unit
 
 
 def _lengths(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -68,6 +75,11 @@ def normalised(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def is_normalised(field: VectorField, shape: Shape) -> bool:
     """Whether the index of such vectors gets them normalised, and something else has to keep them."""
     return field.metric is Metric.COSINE and not shape.all_unit
+
+
+def is_plain(field: VectorField, shape: Shape, override: str | None) -> bool:
+    """Whether the index is a flat one that holds the vectors as they are."""
+    return choose(field, shape, override)["type"] == "flat" and not is_normalised(field, shape)
 
 
 def choose(field: VectorField, shape: Shape, override: str | None) -> dict[str, Any]:
@@ -102,17 +114,35 @@ def sample_rows(settings: Mapping[str, Any], count: int) -> npt.NDArray[np.int64
     return np.linspace(0, count - 1, wanted).astype(np.int64)
 
 
-def new_index(field: VectorField, settings: Mapping[str, Any], sample: npt.NDArray[Any]) -> Any:
-    """Return an empty index, trained where its kind needs that.
+def write_index(
+    field: VectorField,
+    settings: Mapping[str, Any],
+    vectors: Iterable[npt.NDArray[Any]],
+    path: Path,
+    *,
+    sample: npt.NDArray[Any],
+) -> int:
+    """Write the file of an index that holds these vectors, in order; return how many they were.
 
     Parameters
     ----------
     sample
-        float32[n, dimensions] to train with, normalised where the vectors will be.
+        float32[n, dimensions] to train with, normalised where the vectors are; nothing for most kinds.
     """
+    if settings["type"] == "flat":
+        with FlatWriter(path, field) as file:
+            for part in vectors:
+                file.add(part)
+        return file.count
+    index = _new_index(field, settings, sample)
+    for part in vectors:
+        index.add(np.ascontiguousarray(part))
+    driver().write_index(index, str(path))
+    return int(index.ntotal)
+
+
+def _new_index(field: VectorField, settings: Mapping[str, Any], sample: npt.NDArray[Any]) -> Any:
     faiss = driver()
-    if field.dtype is DType.BIT:
-        return faiss.IndexBinaryFlat(field.dimensions)
     metric = {
         Metric.DOT: faiss.METRIC_INNER_PRODUCT,
         Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
@@ -122,21 +152,7 @@ def new_index(field: VectorField, settings: Mapping[str, Any], sample: npt.NDArr
         index = faiss.IndexHNSWFlat(field.dimensions, settings["m"], metric)
         index.hnsw.efConstruction = settings["ef_construction"]
         return index
-    if settings["type"] == "ivf":
-        quantizer = faiss.IndexFlat(field.dimensions, metric)
-        index = faiss.IndexIVFFlat(quantizer, field.dimensions, settings["lists"], metric)
-        index.train(np.ascontiguousarray(sample))
-        return index
-    # The classes that FAISS itself writes for these two metrics; others read a general flat index less well.
-    flat = {faiss.METRIC_INNER_PRODUCT: faiss.IndexFlatIP, faiss.METRIC_L2: faiss.IndexFlatL2}.get(metric)
-    return flat(field.dimensions) if flat else faiss.IndexFlat(field.dimensions, metric)
-
-
-def write_index(index: Any, vectors: Iterable[npt.NDArray[Any]], path: Path) -> None:
-    """Put vectors in, in order, and write the file."""
-    faiss = driver()
-    for part in vectors:
-        if len(part):
-            index.add(np.ascontiguousarray(part))
-    is_binary = isinstance(index, faiss.IndexBinary)
-    (faiss.write_index_binary if is_binary else faiss.write_index)(index, str(path))
+    quantizer = faiss.IndexFlat(field.dimensions, metric)
+    index = faiss.IndexIVFFlat(quantizer, field.dimensions, settings["lists"], metric)
+    index.train(np.ascontiguousarray(sample))
+    return index

@@ -2,14 +2,16 @@
 
     docs/_collection.json      schema, counts, the names and sizes of the two files that are the collection
     docs/index.faiss           an index as FAISS writes it; the id of a vector is the row of its record
-    docs/records.parquet       number, id, id_type, document, metadata; `vector` where the index is normalised
+    docs/records.parquet       id, id_type, document, metadata; `number` where that isn't the row; `vector`
+                               where the index is normalised
     docs/.loading/             what is being written
 
-- **Loading**: there is no `_collection.json` but the hidden one. Each part of a load becomes a Parquet file
-  of the hidden folder by one rename; where two parts hold one id, the later one counts.
+- **Loading**: there is no `_collection.json` but the hidden one. Each part of a load becomes two files of the
+  hidden folder (`parts.py`); where two parts hold one id, the later one counts.
 - **Publishing**: index and records are written under new names (`index~2.faiss`), synced, and become the
-  collection by one rename, that of `_collection.json`. The old files are removed after. What a killed writer
-  left is removed by the next one.
+  collection by one rename, that of `_collection.json`. A load of one part into a flat index has both files
+  already: they get their names by hard links. The old files are removed after. What a killed writer left is
+  removed by the next one.
 
 A record keeps its `number` for good, be it replaced or others removed: ranges of numbers are the spans that
 hold while others write.
@@ -22,9 +24,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,24 @@ from migration_pipelines import batch as batches
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.model import CollectionSchema, Value, VectorField
 from migration_pipelines.stores.faiss import build
-from migration_pipelines.stores.faiss.table import NUMBER, ParquetTable, TableWriter, whole
+from migration_pipelines.stores.faiss.parts import (
+    TEXTS,
+    Part,
+    PartWriter,
+    last_of_each_id,
+    latest,
+    shape_of,
+)
+from migration_pipelines.stores.faiss.table import NUMBER, ParquetTable, TableWriter
 
 MANIFEST = "_collection.json"
 LOADING = ".loading"
 _FORMAT = 1
-_PART = ".parquet"
+_RECORDS = ".parquet"
 _TEMPORARY = ".tmp"
-_TEXTS = (batches.ID, batches.ID_TYPE, batches.DOCUMENT, batches.METADATA)
 
-# Gives all records each time that it is called, with the columns named, or more; all columns for None.
-Batches = Callable[[Sequence[str] | None], Iterable[pa.RecordBatch]]
+# Gives all records each time that it is called.
+Batches = Callable[[], Iterable[pa.RecordBatch]]
 
 
 class FileInfo(Value):
@@ -88,23 +96,6 @@ class Manifest(Value):
         return int(self.index.name.removesuffix(".faiss").partition("~")[2] or 1)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One staged part of a load: `<name>~<when>.parquet`."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """What the part is called."""
-        return self.path.name.removesuffix(_PART).rpartition("~")[0]
-
-    @property
-    def when(self) -> int:
-        """Its place in the order in which parts were staged."""
-        return int(self.path.name.removesuffix(_PART).rpartition("~")[2])
-
-
 class CollectionFolder:
     """One collection's folder. Reading changes nothing; what changes something says `Under changing`."""
 
@@ -118,9 +109,7 @@ class CollectionFolder:
 
     def parts(self) -> list[Part]:
         """Return the staged parts, oldest first; of each the newest file."""
-        found = [Part(path) for path in self.hidden.glob(f"[!.]*~*{_PART}")]
-        newest = {part.name: part for part in sorted(found, key=lambda part: part.when)}
-        return sorted(newest.values(), key=lambda part: part.when)
+        return Part.all_in(self.hidden)
 
     def _manifest(self, folder: Path) -> Manifest | None:
         path = folder / MANIFEST
@@ -171,33 +160,47 @@ class CollectionFolder:
             self.path.rmdir()
 
     @contextmanager
-    def writing_part(self, schema: CollectionSchema) -> Iterator[tuple[Path, TableWriter]]:
-        """Give the hidden file of a part and its writer; it is gone when the context fails."""
+    def writing_part(self, schema: CollectionSchema) -> Iterator[tuple[Part, PartWriter]]:
+        """Give a hidden part and its writer; its files are gone when the context fails."""
         self.hidden.mkdir(exist_ok=True)
-        path = self.hidden / f".{secrets.token_hex(8)}{_TEMPORARY}"
+        part = Part.new(self.hidden, secrets.token_hex(8))
         try:
-            with TableWriter(path, batches.arrow_schema(schema), staged=True) as writer:
-                yield path, writer
-            _sync(path)
+            with PartWriter(part, schema) as writer:
+                yield part, writer
+            _sync(part.vectors)
+            _sync(part.records)
         except BaseException:
-            path.unlink(missing_ok=True)
+            part.remove()
             raise
 
-    def stage(self, written: Path, name: str) -> None:
-        """Make a hidden file the newest of a part. Under `changing`."""
-        older = [part for part in self.parts() if part.name == name]
-        when = max((part.when for part in self.parts()), default=0) + 1
-        written.rename(self.hidden / f"{name}~{when:08d}{_PART}")
+    def stage(self, written: Part, name: str) -> None:
+        """Make a hidden part the newest of its name, and the last of all. Under `changing`."""
+        parts = self.parts()
+        older = [part for part in parts if part.name == name]
+        place = max((part.place[0] for part in parts), default=0) + 1
+        written.rename(Part.new(self.hidden, name, place))
         _sync(self.hidden)
         for part in older:
-            part.path.unlink()
+            part.remove()
+
+    def replace(self, part: Part, written: Part) -> None:
+        """Put a hidden part in the place of another. Under `changing`."""
+        place, version = part.place
+        written.rename(Part.new(self.hidden, part.name, place, version + 1))
+        _sync(self.hidden)
+        part.remove()
 
     def finish(self, manifest: Manifest, *, override: str | None) -> None:
         """Publish what was loaded; nothing where that is done. Under `changing`."""
         if manifest.index is None:
-            paths = [part.path for part in self.parts()]
-            keep = last_of_each_id(map(ParquetTable, paths))
-            self.publish(manifest, partial(_latest, paths, keep, manifest.description), override=override)
+            parts, schema = self.parts(), manifest.description
+            keep = last_of_each_id(ParquetTable(part.records) for part in parts)
+            shape = shape_of(parts, keep)
+            if len(parts) == 1 and keep.all() and build.is_plain(schema.vectors[0], shape, override):
+                made = _described(manifest, {"type": "flat"}, shape.count, shape.count)
+                self._publish(manifest, partial(_link, parts[0], made))
+            else:
+                self._write(manifest, partial(latest, parts, keep, schema), shape, override)
         published = self._manifest(self.path)
         assert published is not None
         self._remove_strays(published)
@@ -210,13 +213,24 @@ class CollectionFolder:
         records
             In the order of their numbers; batches that have no column `number` are new ones.
         """
+        shape = build.Shape()
+        for batch in records():
+            shape.add(_matrix(batch), manifest.description.vectors[0].metric)
+        self._write(manifest, records, shape, override)
+
+    def _write(self, manifest: Manifest, records: Batches, shape: build.Shape, override: str | None) -> None:
+        self._publish(manifest, partial(_write, manifest, records, shape, override))
+
+    def _publish(self, manifest: Manifest, write: Callable[[Path, Path], Manifest]) -> None:
+        """Make two files that `write` makes durable the collection; it returns the manifest without them."""
         suffix = f"~{manifest.generation + 1}" if manifest.generation else ""
-        names = f"index{suffix}.faiss", f"records{suffix}{_PART}"
+        names = f"index{suffix}.faiss", f"records{suffix}{_RECORDS}"
         temporary = [self.path / f".{name}{_TEMPORARY}" for name in names]
         try:
-            made = _write(manifest, records, *temporary, override=override)
+            for hidden in temporary:
+                hidden.unlink(missing_ok=True)
+            made = write(*temporary)
             for hidden, name in zip(temporary, names, strict=True):
-                _sync(hidden)
                 hidden.rename(self.path / name)
         finally:
             for hidden in temporary:
@@ -230,7 +244,7 @@ class CollectionFolder:
     def _remove_strays(self, kept: Manifest | None) -> None:
         """Remove what writers left that were killed, and what a newer generation replaced."""
         names = {info.name for info in (kept.index, kept.records) if info} if kept else set()
-        for pattern in (f".*{_TEMPORARY}", "index*.faiss", f"records*{_PART}"):
+        for pattern in (f".*{_TEMPORARY}", "index*.faiss", f"records*{_RECORDS}"):
             for path in self.path.glob(pattern):
                 if path.name not in names:
                     path.unlink()
@@ -264,40 +278,65 @@ def _write_text(path: Path, text: str) -> None:
 # ── building ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write(
-    manifest: Manifest, records: Batches, index_path: Path, records_path: Path, *, override: str | None
+def _described(
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    count: int,
+    next_number: int,
+    *,
+    normalised: bool = False,
 ) -> Manifest:
-    """Write both files and return the manifest but for their names."""
+    """Return the manifest of the next generation but for its files."""
     schema = manifest.description
     (field,) = schema.vectors
-    shape = build.Shape()
-    for batch in records([batches.VECTOR]):
-        shape.add(_matrix(batch), field.metric)
+    described = schema.model_copy(update={"vectors": (field.model_copy(update={"index": settings}),)})
+    return Manifest(schema=described, count=count, next_number=next_number, normalised=normalised)
+
+
+def _link(part: Part, made: Manifest, index_path: Path, records_path: Path) -> Manifest:
+    """Give the files of a part second names: they stay a part's until the collection is published."""
+    for new, old in ((index_path, part.vectors), (records_path, part.records)):
+        try:
+            new.hardlink_to(old)
+        except OSError:  # a file system without links
+            shutil.copyfile(old, new)
+            _sync(new)
+    return made
+
+
+def _write(
+    manifest: Manifest,
+    records: Batches,
+    shape: build.Shape,
+    override: str | None,
+    index_path: Path,
+    records_path: Path,
+) -> Manifest:
+    """Write both files and return the manifest but for their names."""
+    (field,) = manifest.description.vectors
     settings = build.choose(field, shape, override)
     normalised = build.is_normalised(field, shape)
     sample = _sample(records, build.sample_rows(settings, shape.count), normalised=normalised)
-    index = build.new_index(field, settings, sample)
     writer = _RecordsWriter(manifest.next_number, keeps_vectors=normalised)
 
     def vectors() -> Iterator[npt.NDArray[Any]]:
-        for batch in records(None):
+        for batch in records():
             writer.write(table, batch)
             matrix = _matrix(batch)
             yield build.normalised(matrix) if normalised else matrix
 
     with TableWriter(records_path, writer.columns(field)) as table:
-        build.write_index(index, vectors(), index_path)
-    if index.ntotal != table.count or table.count != shape.count:
+        indexed = build.write_index(field, settings, vectors(), index_path, sample=sample)
+    if not indexed == table.count == shape.count:
         raise StoreRefusedError(
-            f"{index_path}: {shape.count:,} records were read, {table.count:,} written and {index.ntotal:,} "
+            f"{index_path}: {shape.count:,} records were read, {table.count:,} written and {indexed:,} "
             "vectors indexed: the files changed meanwhile",
             expected=shape.count,
-            found=index.ntotal,
+            found=indexed,
         )
-    described = schema.model_copy(update={"vectors": (field.model_copy(update={"index": settings}),)})
-    return Manifest(
-        schema=described, count=table.count, next_number=writer.next_number, normalised=normalised
-    )
+    _sync(index_path)
+    _sync(records_path)
+    return _described(manifest, settings, table.count, writer.next_number, normalised=normalised)
 
 
 class _RecordsWriter:
@@ -309,7 +348,7 @@ class _RecordsWriter:
 
     def columns(self, field: VectorField) -> pa.Schema:
         """Return the columns of the file."""
-        fields = [pa.field(NUMBER, pa.int64()), *(pa.field(name, pa.string()) for name in _TEXTS)]
+        fields = [pa.field(NUMBER, pa.int64()), *(pa.field(name, pa.string()) for name in TEXTS)]
         vector = [pa.field(batches.VECTOR, batches.vector_type(field))] if self._keeps_vectors else []
         return pa.schema([*fields, *vector])
 
@@ -319,7 +358,7 @@ class _RecordsWriter:
             numbers = np.arange(self.next_number, self.next_number + batch.num_rows)
             self.next_number += batch.num_rows
             batch = batch.append_column(NUMBER, pa.array(numbers, pa.int64()))
-        names = [NUMBER, *_TEXTS, *([batches.VECTOR] if self._keeps_vectors else [])]
+        names = [NUMBER, *TEXTS, *([batches.VECTOR] if self._keeps_vectors else [])]
         table.write(batch.select(names))
 
 
@@ -329,39 +368,9 @@ def _matrix(batch: pa.RecordBatch) -> npt.NDArray[Any]:
 
 def _sample(records: Batches, rows: npt.NDArray[np.int64], *, normalised: bool) -> npt.NDArray[Any]:
     found, at = [np.empty((0, 0), np.float32)], 0
-    for batch in records([batches.VECTOR]) if len(rows) else ():
+    for batch in records() if len(rows) else ():
         inside = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + batch.num_rows)] - at
         found.append(np.array(_matrix(batch)[inside]))
         at += batch.num_rows
     sample = np.concatenate(found[1:]) if len(found) > 1 else found[0]
     return build.normalised(sample) if normalised else sample
-
-
-def _latest(
-    paths: Iterable[Path],
-    keep: npt.NDArray[np.bool_],
-    schema: CollectionSchema,
-    columns: Sequence[str] | None,
-) -> Iterator[pa.RecordBatch]:
-    """Yield the records of some parts that are kept, one file open at a time."""
-    names = columns or batches.arrow_schema(schema).names
-    at = 0
-    for path in paths:
-        for batch in whole(ParquetTable(path), names):
-            kept = keep[at : at + batch.num_rows]
-            at += batch.num_rows
-            found = batch if kept.all() else batch.filter(pa.array(kept))
-            if found.num_rows:
-                yield found
-
-
-def last_of_each_id(tables: Iterable[ParquetTable]) -> npt.NDArray[np.bool_]:
-    """Return bool[n_rows] over the rows of all tables: those after which their id doesn't come again."""
-    names = [batches.ID, batches.ID_TYPE]
-    hashes = [batches.id_hashes(batch) for table in tables for batch in whole(table, names)]
-    if not hashes:
-        return np.empty(0, np.bool_)
-    backwards = np.concatenate(hashes)[::-1]
-    keep = np.zeros(len(backwards), np.bool_)
-    keep[np.unique(backwards, return_index=True)[1]] = True
-    return keep[::-1]

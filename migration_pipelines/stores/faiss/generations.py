@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def merged(folder: CollectionFolder, manifest: Manifest, new: pa.RecordBatch) ->
         held = opened.records.take([batches.ID, batches.ID_TYPE], rows)
     fresh = new.filter(pc.invert(batches.is_among(new, held)))
 
-    def records(_: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    def records() -> Iterator[pa.RecordBatch]:
         for batch in _numbered(opened):
             numbers, plain = batch.column(NUMBER), batch.select(new.schema.names)
             yield _replacing(plain, new).append_column(NUMBER, numbers)
@@ -92,7 +92,7 @@ def remaining(folder: CollectionFolder, manifest: Manifest, ids: pa.RecordBatch)
     if not len(opened.records.find(ids)):
         return None
 
-    def records(_: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    def records() -> Iterator[pa.RecordBatch]:
         for batch in _numbered(opened):
             yield batch.filter(pc.invert(batches.is_among(batch, ids)))
 
@@ -117,16 +117,13 @@ def _replacing(batch: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def fetch_staged(
-    tables: Iterable[ParquetTable], schema: CollectionSchema, ids: pa.RecordBatch, *, vectors: bool
+    parts: Iterable[Opened], schema: CollectionSchema, ids: pa.RecordBatch, *, vectors: bool
 ) -> pa.RecordBatch:
     """Return the records with these ids from staged parts; of each the first that is met."""
-    columns = batches.arrow_schema(schema, vectors=vectors)
-    found = [pa.RecordBatch.from_pylist([], columns)]
-    for table in tables:
-        rows = table.find(ids)
-        if len(rows):
-            found.append(table.take(columns.names, rows))
-            ids = ids.filter(pc.invert(batches.is_among(ids, found[-1])))
+    found = [pa.RecordBatch.from_pylist([], batches.arrow_schema(schema, vectors=vectors))]
+    for opened in parts:
+        found.append(opened.fetch(ids, vectors=vectors))
+        ids = ids.filter(pc.invert(batches.is_among(ids, found[-1])))
         if not ids.num_rows:
             break
     return pa.concat_batches(found)

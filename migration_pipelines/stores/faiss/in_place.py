@@ -1,9 +1,10 @@
-"""What lies where in those FAISS index files whose vectors lie there in one piece, and reading them there.
+"""What lies where in those FAISS index files whose vectors lie there in one piece: reading and writing them.
 
-FAISS reads a flat or a graph index whole. Its file is simple, though, and has been the same for years: a
-header, what is special to the kind of index, and the vectors as one array of float32. Reading that array
-where it lies takes little memory, needs no driver, and can't end the process, as mapping it into memory does
-when the file is cut. A file that doesn't add up is left to FAISS to judge.
+FAISS reads a flat or a graph index whole, and writes it whole from memory. Its file is simple, though, and
+has been the same for years: a header, what is special to the kind of index, and the vectors as one array of
+float32, or of bytes that hold bits. Reading that array where it lies takes little memory, needs no driver,
+and can't end the process, as mapping it into memory does when the file is cut. A file that doesn't add up is
+left to FAISS to judge. A flat index is written so too, vector after vector: the bytes are FAISS's own.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from migration_pipelines.errors import StoreRefusedError
+from migration_pipelines.model import DType, Metric, VectorField
 
 # faiss/impl/index_write.cpp: the first four bytes name the kind.
 FLAT = frozenset({b"IxF2", b"IxFI", b"IxFl"})
 ID_MAPS = frozenset({b"IxMp", b"IxM2"})
+BINARY_FLAT = b"IBxF"
 _GRAPH_OF_FLAT = b"IHNf"
+# The kind and number that FAISS gives a flat index of each metric; any other is compared by L2.
+_METRICS = {Metric.DOT: (b"IxFI", 0), Metric.COSINE: (b"IxFI", 0), Metric.MANHATTAN: (b"IxFl", 2)}
+_L2 = (b"IxF2", 1)
 # kind, dimensions, count, two numbers without a meaning, whether trained, metric; little-endian, packed.
 _HEADER = struct.Struct("<4siqqq?i")
+_MEANINGLESS = 1 << 20  # what FAISS writes for these two numbers
+_TRAINED = True  # as a flat index always is
+# kind, dimensions, bytes a vector, count, whether trained, metric.
+_BINARY_HEADER = struct.Struct("<4siiq?i")
+_ARGUMENT = struct.Struct("<f")
 _LENGTH = struct.Struct("<Q")
 # efConstruction, efSearch and a number without a meaning end what is special to a graph.
 _GRAPH_END = struct.Struct("<iii")
@@ -46,6 +57,14 @@ class Layout:
     vectors_at: int
     labels_at: int | None = None
     index: Mapping[str, Any] = field(default_factory=lambda: {"type": "flat"})
+    dtype: DType = DType.FLOAT32
+
+    @property
+    def shape(self) -> tuple[int, np.dtype[Any]]:
+        """How many numbers a vector takes in the file, and of which type."""
+        if self.dtype is DType.BIT:
+            return self.dimensions // 8, np.dtype(np.uint8)
+        return self.dimensions, np.dtype("<f4")
 
 
 @dataclass(frozen=True)
@@ -73,18 +92,19 @@ class Vectors:
         self._layout = layout
         self._file = path.open("rb")
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Return float32[stop - start, dimensions]. Thread-safe.
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return float32[stop - start, dimensions], of bits uint8[stop - start, dimensions / 8]. Thread-safe.
 
         Raises
         ------
         StoreRefusedError
             The file was cut since it was opened.
         """
-        width = 4 * self._layout.dimensions
-        found = np.empty((stop - start, self._layout.dimensions), np.float32)
+        numbers, dtype = self._layout.shape
+        found = np.empty((stop - start, numbers), dtype)
         # A system call reads at most about 2 GB.
-        wanted, at = found.reshape(-1).view(np.uint8).data, self._layout.vectors_at + start * width
+        wanted = found.reshape(-1).view(np.uint8).data
+        at = self._layout.vectors_at + start * numbers * dtype.itemsize
         done = 0
         while done < len(wanted):
             n = os.preadv(self._file.fileno(), [wanted[done:]], at + done)
@@ -98,6 +118,50 @@ class Vectors:
         return found
 
 
+class FlatWriter:
+    """Writes a flat index file, byte for byte as FAISS does.
+
+    Parameters
+    ----------
+    path
+        The file; what is there is replaced.
+    field
+        What vectors it holds: float32, or bits.
+    """
+
+    def __init__(self, path: Path, field: VectorField) -> None:
+        self.count = 0
+        self._field = field
+        self._file = path.open("wb")
+        self._file.write(self._header())
+
+    def add(self, vectors: npt.NDArray[Any]) -> None:
+        """Write float32[n, dimensions], of bits uint8[n, dimensions / 8], behind those that are there."""
+        self._file.write(np.ascontiguousarray(vectors).data)
+        self.count += len(vectors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                self._file.write(self._header())
+
+    def _header(self) -> bytes:
+        dimensions = self._field.dimensions or 0
+        if self._field.dtype is DType.BIT:
+            width = dimensions // 8
+            header = _BINARY_HEADER.pack(BINARY_FLAT, dimensions, width, self.count, _TRAINED, _L2[1])
+            return header + _LENGTH.pack(self.count * width)
+        kind, metric = _METRICS.get(self._field.metric or Metric.EUCLIDEAN, _L2)
+        unused = (_MEANINGLESS, _MEANINGLESS)
+        header = _HEADER.pack(kind, dimensions, self.count, *unused, _TRAINED, metric)
+        argument = _ARGUMENT.pack(0) if metric > _LAST_PLAIN_METRIC else b""
+        return header + argument + _LENGTH.pack(self.count * dimensions)
+
+
 def read_labels(path: Path, layout: Layout) -> npt.NDArray[np.int64] | None:
     """Return int64[count], the id of each vector, None where it is the position."""
     if layout.labels_at is None:
@@ -107,6 +171,9 @@ def read_labels(path: Path, layout: Layout) -> npt.NDArray[np.int64] | None:
 
 def _find(file: BinaryIO, start: int, end: int) -> Layout | None:
     """Return where the vectors of the index lie that fills the file from `start` to `end`."""
+    file.seek(start)
+    if file.read(4) == BINARY_FLAT:
+        return _binary_flat(file, start, end)
     header = _header_at(file, start)
     if header.kind in FLAT:
         return _flat(file, header, end)
@@ -131,6 +198,18 @@ def _flat(file: BinaryIO, header: _Header, end: int) -> Layout | None:
     if _length_at(file, header.end) != numbers or vectors + 4 * numbers != end:
         return None
     return Layout(header.dimensions, header.count, header.metric, vectors)
+
+
+def _binary_flat(file: BinaryIO, start: int, end: int) -> Layout | None:
+    file.seek(start)
+    _, dimensions, width, count, _, metric = _BINARY_HEADER.unpack(file.read(_BINARY_HEADER.size))
+    length_at = start + _BINARY_HEADER.size
+    vectors = length_at + _LENGTH.size
+    if dimensions <= 0 or width * 8 != dimensions or _length_at(file, length_at) != count * width:
+        return None
+    if vectors + count * width != end:
+        return None
+    return Layout(dimensions, count, metric, vectors, dtype=DType.BIT)
 
 
 def _graph(file: BinaryIO, start: int, end: int) -> dict[str, Any]:

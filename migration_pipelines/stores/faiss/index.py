@@ -112,6 +112,7 @@ def open_index(path: Path, *, by_label: bool = False) -> IndexFile:
             metric=layout.metric,
             read=in_place.Vectors(path, layout).read,
             labels=in_place.read_labels(path, layout),
+            dtype=layout.dtype,
             index=layout.index,
         )
     return _open_by_driver(path, by_label=by_label)

@@ -63,14 +63,12 @@ from migration_pipelines.stores.faiss.collection import (
     MANIFEST,
     CollectionFolder,
     Manifest,
-    Part,
-    last_of_each_id,
     part_name,
 )
 from migration_pipelines.stores.faiss.foreign import SUFFIXES, ForeignIndex, find_indexes
 from migration_pipelines.stores.faiss.generations import fetch_staged, merged, open_published, remaining
 from migration_pipelines.stores.faiss.opened import Opened, unsearchable
-from migration_pipelines.stores.faiss.table import ParquetTable, TableWriter, whole
+from migration_pipelines.stores.faiss.parts import Part, PartWriter, last_of_each_id
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCANNED_RECORDS = 8192
@@ -207,7 +205,8 @@ class FaissStore(Store):
         manifest = self._manifest(collection)
         if manifest is not None and manifest.index is None:
             with self.translating(collection):
-                return int(last_of_each_id(self._tables(self._folder(collection).parts())).sum())
+                parts = self._staged(self._folder(collection).parts(), manifest.description)
+                return int(last_of_each_id(part.records for part in parts).sum())
         opened = self._opened(collection)
         if where is None:
             return opened.count
@@ -254,8 +253,8 @@ class FaissStore(Store):
             with self.translating(collection):
                 return opened.fetch(ids, vectors=vectors)
         with self.translating(collection):
-            parts = reversed(self._folder(collection).parts())
-            return fetch_staged(self._tables(parts), manifest.description, ids, vectors=vectors)
+            parts = self._staged(reversed(self._folder(collection).parts()), manifest.description)
+            return fetch_staged(parts, manifest.description, ids, vectors=vectors)
 
     def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:
         """Return what a load wrote for these ids: from the part's own file, or where they went since."""
@@ -266,7 +265,8 @@ class FaissStore(Store):
             name = part_name("part", part)
             newest = reversed(self._folder(collection).parts())
             parts = sorted(newest, key=lambda staged: staged.name != name)
-            return fetch_staged(self._tables(parts), manifest.description, ids, vectors=True)
+            staged = self._staged(parts, manifest.description)
+            return fetch_staged(staged, manifest.description, ids, vectors=True)
 
     def fingerprint(self, collection: str) -> str:
         """Return a digest of the files' names, sizes and times of change."""
@@ -309,9 +309,9 @@ class FaissStore(Store):
         with self._changing(collection) as (folder, manifest):
             batch = checked(batch, manifest.description, self.address(collection))
             if manifest.index is None:
-                with folder.writing_part(manifest.description) as (path, writer):
+                with folder.writing_part(manifest.description) as (written, writer):
                     writer.write(batch)
-                folder.stage(path, part_name("more", secrets.token_hex(8)))
+                folder.stage(written, part_name("more", secrets.token_hex(8)))
             else:
                 folder.publish(manifest, merged(folder, manifest, batch), override=self.index)
 
@@ -324,12 +324,12 @@ class FaissStore(Store):
                     folder.publish(manifest, kept, override=self.index)
                 return
             for part in folder.parts():
-                table = ParquetTable(part.path)
-                if len(table.find(ids)):
-                    with folder.writing_part(manifest.description) as (path, writer):
-                        for batch in whole(table, table.schema.names):
+                opened = part.open(manifest.description)
+                if len(opened.records.find(ids)):
+                    with folder.writing_part(manifest.description) as (written, writer):
+                        for batch in opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=True):
                             writer.write(batch.filter(pc.invert(batches.is_among(batch, ids))))
-                    path.rename(part.path)
+                    folder.replace(part, written)
 
     @contextmanager
     def load_part(self, collection: str, part: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
@@ -339,23 +339,23 @@ class FaissStore(Store):
         """
         with self._changing(collection) as (folder, manifest):
             schema = manifest.description
-        with folder.writing_part(schema) as (path, writer):
+        with folder.writing_part(schema) as (written, writer):
             yield self._part_writer(collection, schema, writer)
         try:
             with self._changing(collection) as (folder, manifest):
                 if manifest.index is None:
-                    folder.stage(path, part_name("part", part))
+                    folder.stage(written, part_name("part", part))
                     return
-                table = ParquetTable(path)
-                found = list(whole(table, table.schema.names))
-                if found:
-                    new = pa.concat_batches(found).filter(pa.array(last_of_each_id([table])))
+                opened = written.open(schema)
+                if opened.count:
+                    keep = pa.array(last_of_each_id([opened.records]))
+                    new = opened.read(0, opened.count).filter(keep)
                     folder.publish(manifest, merged(folder, manifest, new), override=self.index)
         finally:
-            path.unlink(missing_ok=True)
+            written.remove()
 
     def _part_writer(
-        self, collection: str, schema: CollectionSchema, writer: TableWriter
+        self, collection: str, schema: CollectionSchema, writer: PartWriter
     ) -> Callable[[pa.RecordBatch], None]:
         def write(batch: pa.RecordBatch) -> None:
             with self.translating(collection):
@@ -512,12 +512,12 @@ class FaissStore(Store):
         assert foreign is not None
         return foreign.open(collection)
 
-    def _tables(self, parts: Iterable[Part]) -> Iterator[ParquetTable]:
+    def _staged(self, parts: Iterable[Part], schema: CollectionSchema) -> Iterator[Opened]:
         """Yield staged parts opened, one at a time: there may be more than a process may have open."""
         for part in parts:
-            status = part.path.stat()
+            status = part.records.stat()
             version = (status.st_size, status.st_mtime_ns, status.st_ino)
-            yield self._kept_open(str(part.path), version, partial(ParquetTable, part.path))
+            yield self._kept_open(str(part.records), version, partial(part.open, schema))
 
     # ── inside: changing ─────────────────────────────────────────────────────────────────────────────
 

@@ -22,8 +22,7 @@ from migration_pipelines.errors import StoreRefusedError
 NUMBER = "number"
 GROUP_RECORDS, GROUP_BYTES = 8192, 8 * 2**20
 _RECENT_GROUPS = 4
-# Key in the metadata of a column of bytes: what numbers they are.
-_NUMBERS = "numbers"
+_NOTE = b"migration_pipelines.note"
 
 
 class Table(Protocol):
@@ -108,10 +107,16 @@ class ParquetTable:
         """The number of rows."""
         return int(self._starts[-1])
 
+    @property
+    def note(self) -> str:
+        """What the writer noted beside the rows, "" for nothing."""
+        notes: dict[bytes, bytes] = self._parquet.metadata.metadata or {}
+        return notes.get(_NOTE, b"").decode()
+
     @cached_property
     def numbers(self) -> npt.NDArray[np.int64] | None:
         """int64[count], ascending: the lasting number of each row; None where that is the row itself."""
-        if not self.count:
+        if not self.count or NUMBER not in self.schema.names:
             return None
         last = self._group(self._parquet.num_row_groups - 1, [NUMBER]).column(NUMBER)
         if last[-1].as_py() == self.count - 1:
@@ -155,8 +160,7 @@ class ParquetTable:
             return found[0]
         if not found:
             fields = [self.schema.field(name) for name in columns]
-            empty = _with_numbers(pa.RecordBatch.from_pylist([], pa.schema(fields)))
-            return empty.replace_schema_metadata(None)
+            return pa.RecordBatch.from_pylist([], pa.schema(fields))
         return pa.concat_batches(found)
 
     def _may_hold(self, group: int, asked: pa.Array) -> bool:
@@ -179,7 +183,7 @@ class ParquetTable:
             except (pa.ArrowException, OSError) as error:
                 raise self._damaged(error) from error
             found = table.select(list(columns)).combine_chunks().to_batches()[0]
-            found = _with_numbers(found).replace_schema_metadata(None)
+            found = found.replace_schema_metadata(None)
             self._recent[key] = found
             while len(self._recent) > _RECENT_GROUPS:
                 self._recent.popitem(last=False)
@@ -187,25 +191,18 @@ class ParquetTable:
 
 
 class TableWriter:
-    """Writes a Parquet file in row groups of bounded records and bytes, so that reading is bounded too.
+    """Writes a Parquet file in row groups of bounded records and bytes, so that reading is bounded too."""
 
-    Parameters
-    ----------
-    staged
-        The file is for us alone, and is read soon: it is written for speed.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema, *, staged: bool = False) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.count = 0
-        self._staged = staged
-        self._schema = pa.schema(map(_staged_field, schema)) if staged else schema
+        self._schema = schema
         self._waiting: list[pa.RecordBatch] = []
         self._records = self._bytes = 0
         self._writer = pq.ParquetWriter(
             str(path),
             self._schema,
-            compression="none" if staged else "zstd",
-            compression_level=None if staged else 1,
+            compression="zstd",
+            compression_level=1,
             use_dictionary=[batches.ID_TYPE],
             write_statistics=[batches.ID],
             write_page_checksum=True,
@@ -220,12 +217,14 @@ class TableWriter:
             self._records += part.num_rows
             self._bytes += part.nbytes
 
+    def note(self, text: str) -> None:
+        """Note something beside the rows."""
+        self._writer.add_key_value_metadata({_NOTE.decode(): text})
+
     def _flush(self) -> None:
         waiting, self._waiting, self._records, self._bytes = self._waiting, [], 0, 0
         rows = sum(part.num_rows for part in waiting)
         if rows:
-            if self._staged:
-                waiting = [_with_bytes(part, self._schema) for part in waiting]
             self._writer.write_table(pa.Table.from_batches(waiting, self._schema), row_group_size=rows)
             self.count += rows
 
@@ -239,44 +238,6 @@ class TableWriter:
         else:
             with suppress(OSError):  # of a full disk, which is what failed already
                 self._writer.close()
-
-
-# Parquet takes ten times as long over a list of numbers as over as many bytes.
-
-
-def _staged_field(field: pa.Field) -> pa.Field:
-    kind = field.type
-    if not pa.types.is_fixed_size_list(kind):
-        return field
-    width = kind.list_size * kind.value_type.bit_width // 8
-    return pa.field(field.name, pa.binary(width), metadata={_NUMBERS: str(kind.value_type)})
-
-
-def _with_bytes(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a batch with vectors, none of which is null, as bytes."""
-    columns = []
-    for field in schema:
-        column = batch.column(field.name)
-        if pa.types.is_fixed_size_binary(field.type):
-            data = pa.py_buffer(np.ascontiguousarray(batches.dense_matrix(column)))
-            column = pa.Array.from_buffers(field.type, len(column), [None, data])
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _with_numbers(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch with vectors as numbers, where they are bytes."""
-    columns = {}
-    for field in batch.schema:
-        column = columns[field.name] = batch.column(field.name)
-        if pa.types.is_fixed_size_binary(field.type):
-            kind = pa.type_for_alias(field.metadata[_NUMBERS.encode()].decode())
-            size = field.type.byte_width * 8 // kind.bit_width
-            numbers = pa.Array.from_buffers(
-                kind, len(column) * size, [None, column.buffers()[1]], offset=column.offset * size
-            )
-            columns[field.name] = pa.FixedSizeListArray.from_arrays(numbers, size)
-    return pa.RecordBatch.from_pydict(columns)
 
 
 def whole(table: Table, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
