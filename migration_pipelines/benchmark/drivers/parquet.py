@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from migration_pipelines.benchmark.data import Page
+from migration_pipelines.benchmark.drivers import sync
 from migration_pipelines.metadata import dump_all
 
 PUBLISHES = True
@@ -69,3 +70,4 @@ def _publish(folder: Any, name: str, records: int, size: int) -> None:
     file = {"name": name, "records": records, "bytes": size, "digest": f"{0:032x}"}
     found = {**json.loads(manifest.read_text()), "records": records, "files": [file]}
     (folder / "_collection.json").write_text(json.dumps(found))
+    sync(folder / name, folder / "_collection.json", folder)
