@@ -8,30 +8,22 @@ the id's beginning, so that a search for that finds them all.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import orjson
-from pydantic import BaseModel, SecretStr
 
 from migration_pipelines.migration import Event
 from migration_pipelines.redaction import redacted
 
-VARIABLE = "VECTOR_MIGRATE_LOG"
 _PACKAGE = "migration_pipelines"
 _LEVELS = {"retried": "warning", "rejected": "warning", "failed": "error"}
 # Their figures are those of the phase that ends: a line for each batch would say little and cost a lot.
 _UNTOLD = frozenset({"batch-planned", "batch-extracted", "batch-loaded", "batch-verified"})
-
-
-def wants_json() -> bool:
-    """Whether `VECTOR_MIGRATE_LOG=json` is set."""
-    return os.environ.get(VARIABLE, "").lower() == "json"
 
 
 class JsonLog:
@@ -43,19 +35,10 @@ class JsonLog:
         Where to; standard error, whatever that is at the moment, where left out.
     arguments
         Of the command line: a password in one is blacked out wherever it shows.
-    stores
-        Secrets of these are blacked out likewise.
     """
 
-    def __init__(
-        self,
-        stream: TextIO | None = None,
-        *,
-        arguments: Sequence[str] = (),
-        stores: Iterable[BaseModel] = (),
-    ) -> None:
+    def __init__(self, stream: TextIO | None = None, *, arguments: Sequence[str] = ()) -> None:
         self._stream, self._arguments, self._lock = stream, tuple(arguments), threading.Lock()
-        self._secrets = {secret for store in stores for secret in secrets_of(store)}
 
     def listen(self, event: Event) -> None:
         """Write an event that isn't a batch's."""
@@ -72,6 +55,10 @@ class JsonLog:
             stream.write(line + "\n")
             stream.flush()
 
+    def write_message(self, message: str) -> None:
+        """Write a line that a person was meant to read."""
+        self.write("error" if message.startswith("error:") else "info", "said", message=message)
+
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Write what the package's own loggers say as lines of JSON too, instead of as they would."""
@@ -85,9 +72,7 @@ class JsonLog:
             logger.propagate = before
 
     def _clean(self, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return redacted(value, self._arguments, secrets=self._secrets)
+        return redacted(value, self._arguments) if isinstance(value, str) else value
 
 
 class _Handler(logging.Handler):
@@ -97,14 +82,6 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._log.write(record.levelname.lower(), "logged", logger=record.name, message=record.getMessage())
-
-
-def secrets_of(store: BaseModel) -> Iterator[str]:
-    """Yield the secrets among a store's settings."""
-    for name in type(store).model_fields:
-        value = getattr(store, name)
-        if isinstance(value, SecretStr):
-            yield value.get_secret_value()
 
 
 def _facts(event: Event) -> dict[str, Any]:

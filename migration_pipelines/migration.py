@@ -23,6 +23,7 @@ from migration_pipelines import filters
 from migration_pipelines.errors import ConfigurationError, PlanChangedError
 from migration_pipelines.ledger import Ledger
 from migration_pipelines.model import Metric, Partition, Plan, Value
+from migration_pipelines.redaction import remember_secrets
 from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Address, Store, open_address
@@ -224,13 +225,11 @@ class Migration:
 
     @cached_property
     def _source_address(self) -> tuple[Store, str | None]:
-        store, collection = open_address(self.config.source)
-        return self.source_store or store, collection
+        return _opened(self.config.source, self.source_store)
 
     @cached_property
     def _target_address(self) -> tuple[Store, str | None]:
-        store, collection = open_address(self.config.target)
-        return self.target_store or store, collection
+        return _opened(self.config.target, self.target_store)
 
     @property
     def source_collection(self) -> str:
@@ -395,6 +394,13 @@ class Migration:
             store = self.__dict__.get(name)
             if store is not None:
                 store.close()
+
+
+def _opened(address: str, given: Store | None) -> tuple[Store, str | None]:
+    store, collection = open_address(address)
+    found = given or store
+    remember_secrets(found)
+    return found, collection
 
 
 def ledger_for(config: MigrationConfig, home: Path) -> Ledger:

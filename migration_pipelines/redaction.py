@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 SHORTEST_SECRET = 4  # shorter ones would black out ordinary words
 _NAME = re.compile(r"pass|secret|token|api_?key", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=//)([^/@:\s]*):[^\s]*@")
 
 
-def redacted(text: str, arguments: Sequence[str] = (), *, secrets: Iterable[str] = ()) -> str:
-    """Return a text without the passwords of the addresses in it, those of the environment, and others.
+_known: set[str] = set()
+
+
+def remember_secrets(settings: Any) -> None:
+    """Remember the secrets among the fields of a store, for as long as the process lives.
+
+    Their variables may be called anything, so that the environment alone doesn't tell them.
+    """
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if hasattr(value, "get_secret_value"):
+            _known.add(value.get_secret_value())
+
+
+def redacted(text: str, arguments: Sequence[str] = ()) -> str:
+    """Return a text without passwords: of addresses, of the environment, of the stores that were opened.
 
     Parameters
     ----------
     arguments
         Of the command line: the passwords of addresses among them are secrets too.
-    secrets
-        More of them, as they are.
     """
-    found = {value for name, value in os.environ.items() if _NAME.search(name)} | set(secrets)
+    found = {value for name, value in os.environ.items() if _NAME.search(name)} | _known
     for argument in arguments:
         found |= passwords(argument)
     for secret in sorted(found, key=len, reverse=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from migration_pipelines.cli.failures import INTERRUPTED, Failure, report_failure, say
+from migration_pipelines.cli.observing import heard
 from migration_pipelines.cli.options import between, home_folder
 from migration_pipelines.cli.progress import listening
 from migration_pipelines.cli.reporting import emit
@@ -78,9 +79,9 @@ def _collections(source: Opened) -> list[str]:
 
 def _move(request: MoveRequest, source: Opened, target: Opened, drive: Drive) -> dict[str, Any]:
     try:
-        with listening(quiet=request.quiet) as meter:
+        with listening(quiet=request.quiet or request.logs_json) as meter:
             home, settings = home_folder(request.home), request.settings()
-            with between(source, target, settings, home=home, listener=meter) as migration:
+            with between(source, target, settings, home=home, listener=heard(meter)) as migration:
                 meter.migration = migration
                 return drive(migration)
     except MigrationError as error:

@@ -11,7 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from migration_pipelines.cli import extras, looking, moving
-from migration_pipelines.cli.failures import Failure, redacted, report_failure
+from migration_pipelines.cli.failures import Failure, report_failure
+from migration_pipelines.cli.observing import saying_as_asked
+from migration_pipelines.redaction import redacted
 
 _EPILOG = (
     "Exit status: 0 complete and verified; 1 incomplete, failed or too many records refused; 2 the request "
@@ -81,7 +83,8 @@ def _status(arguments: list[str]) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - whatever happens ends as one clear line and an exit status
         failure = Failure.of(error, arguments)
-        report_failure(failure, as_json="--json" in arguments)
+        with saying_as_asked(arguments):
+            report_failure(failure, as_json="--json" in arguments)
         if "--debug" in arguments:
             sys.stderr.write(redacted("".join(traceback.format_exception(error)), arguments))
         return failure.exit_status

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from migration_pipelines.errors import MigrationError
+from migration_pipelines.redaction import redacted
 
 INTERRUPTED = 130
-_SECRET = re.compile(r"pass|secret|token|api_?key", re.IGNORECASE)
-_LOGIN = re.compile(r"(?<=//)([^/@:\s]*):[^\s]*@")
-_SHORTEST_SECRET = 4  # shorter ones would black out ordinary words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +65,31 @@ def report_failure(failure: Failure, *, as_json: bool) -> None:
 
 def say(message: str) -> None:
     """Write one line to standard error."""
+    _say(message)
+
+
+def _say_plainly(message: str) -> None:
     sys.stderr.write(f"vector-migrate: {message}\n")
     sys.stderr.flush()
+
+
+_say: Callable[[str], None] = _say_plainly
+
+
+def wants_json(arguments: Sequence[str] = ()) -> bool:
+    """Whether what goes to standard error is to be lines of JSON."""
+    return "--log-json" in arguments or os.environ.get("VECTOR_MIGRATE_LOG", "").lower() == "json"
+
+
+@contextmanager
+def saying(how: Callable[[str], None]) -> Iterator[None]:
+    """Say things in another way, such as into a log."""
+    global _say
+    before, _say = _say, how
+    try:
+        yield
+    finally:
+        _say = before
 
 
 def show_json(document: Any) -> None:
@@ -82,23 +103,3 @@ def as_json_text(document: Any) -> str:
     import orjson
 
     return orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2).decode() + "\n"
-
-
-def redacted(text: str, arguments: Sequence[str] = ()) -> str:
-    """Return a text without the passwords of the addresses and of the environment."""
-    secrets = {
-        value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET
-    }
-    for argument in arguments:
-        secrets |= {secret for secret in passwords(argument) if len(secret) >= _SHORTEST_SECRET}
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return _LOGIN.sub(r"\1:***@", text)
-
-
-def passwords(address: str) -> set[str]:
-    """Return the password of an address, as it is written and as it is meant; empty where it has none."""
-    from urllib.parse import unquote
-
-    written = re.search(r"//[^/@:]*:(.*)@", address, re.DOTALL)
-    return {written[1], unquote(written[1])} - {""} if written else set()
