@@ -7,23 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from migration_pipelines.compare import Comparison, compare_collections
-    from migration_pipelines.errors import MigrationError
+    from migration_pipelines.errors import CollectionNotFoundError, MigrationError, ValidationError
     from migration_pipelines.inspect import Inspection, inspect_collection
     from migration_pipelines.migration import Event, Migration, MigrationConfig, ledger_for
     from migration_pipelines.migrator import run_migration
     from migration_pipelines.plan import make_plan
+    from migration_pipelines.results import MigrationEstimate, MigrationProgress, MigrationResult
     from migration_pipelines.store import Store, open_address
     from migration_pipelines.validate import Report
+    from migration_pipelines.vector_store_migrator import VectorStoreMigrator
 
 __all__ = [
+    "CollectionNotFoundError",
     "Comparison",
     "Event",
     "Inspection",
     "Migration",
     "MigrationConfig",
     "MigrationError",
+    "MigrationEstimate",
+    "MigrationProgress",
+    "MigrationResult",
     "Report",
     "Store",
+    "ValidationError",
+    "VectorStoreMigrator",
     "compare_collections",
     "inspect_collection",
     "ledger_for",
@@ -33,14 +41,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CollectionNotFoundError": "errors",
     "Comparison": "compare",
     "Event": "migration",
     "Inspection": "inspect",
     "Migration": "migration",
     "MigrationConfig": "migration",
     "MigrationError": "errors",
+    "MigrationEstimate": "results",
+    "MigrationProgress": "results",
+    "MigrationResult": "results",
     "Report": "validate",
     "Store": "store",
+    "ValidationError": "errors",
+    "VectorStoreMigrator": "vector_store_migrator",
     "compare_collections": "compare",
     "inspect_collection": "inspect",
     "ledger_for": "migration",

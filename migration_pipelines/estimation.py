@@ -1,0 +1,179 @@
+"""What a migration would take, measured: its first records are moved into a scratch collection."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from migration_pipelines import batch as batches
+from migration_pipelines.envelope import decode
+from migration_pipelines.errors import CollectionNotFoundError, DimensionMismatchError, MigrationError
+from migration_pipelines.ledger import Ledger
+from migration_pipelines.load import publish
+from migration_pipelines.migration import Event, Migration
+from migration_pipelines.migrator import run_migration
+from migration_pipelines.model import CollectionSchema, Plan, Value
+from migration_pipelines.plan import draft
+from migration_pipelines.results import MigrationEstimate
+from migration_pipelines.store import Store, open_address
+from migration_pipelines.validate import require_complete
+
+_SAMPLE_RECORDS = 4_000
+
+
+class Rehearsal(Value):
+    """What it took to move `records` of a collection. The scratch collection is gone again."""
+
+    records: int
+    written_bytes: int  # as batches, in the layout of the target
+    seconds_per_record: float  # read, transform, load, read back and compare
+    build_seconds: float  # what finishing took beyond its fixed cost: search indexes
+    fixed_seconds: float
+
+    def seconds(self, records: int) -> float:
+        """Return how long that many records will take."""
+        scale = records / self.records
+        return records * self.seconds_per_record + self.build_seconds * scale + self.fixed_seconds
+
+
+def estimate(migration: Migration, *, write_sample: bool, price_per_gb: float | None) -> MigrationEstimate:
+    """Return what a migration would take; see `VectorStoreMigrator.estimate`."""
+    started = time.monotonic()
+    try:
+        plan = draft(migration)
+    except DimensionMismatchError as error:
+        return _incompatible(migration, str(error))
+    counting_seconds = time.monotonic() - started
+    warnings = [*plan.warnings, *_refused_losses(plan)]
+    rehearsal = None
+    if write_sample:
+        try:
+            rehearsal = rehearse(migration, plan)
+        except MigrationError as error:
+            warnings.append(f"the sample could not be written, so the rate is a typical one: {error}")
+    records, size = plan.profile.records, plan.profile.bytes
+    moving = rehearsal.seconds(records) if rehearsal else plan.estimate.seconds
+    seconds = counting_seconds + moving
+    return MigrationEstimate(
+        total_vectors=records,
+        estimated_duration_seconds=seconds,
+        estimated_batches=-(-records // migration.config.batch_size),
+        source_dimension=_dimension(plan.source_schema),
+        target_dimension=_dimension(plan.target_schema),
+        compatible=all(loss.accepted for loss in plan.losses),
+        warnings=warnings,
+        bytes_to_move=size,
+        staging_bytes=plan.estimate.staging_bytes,
+        target_bytes=round(records * rehearsal.written_bytes / rehearsal.records) if rehearsal else size,
+        egress_cost=None if price_per_gb is None else size / 1e9 * price_per_gb,
+        vectors_per_second=records / seconds if seconds else 0.0,
+    )
+
+
+def _refused_losses(plan: Plan) -> Iterator[str]:
+    for loss in plan.losses:
+        if not loss.accepted:
+            yield f"{loss.field}: {loss.kind}, {loss.count} records ({loss.detail}); name it in allow_losses"
+
+
+def _dimension(schema: CollectionSchema) -> int | None:
+    return schema.vectors[0].dimensions if schema.vectors else None
+
+
+def _incompatible(migration: Migration, problem: str) -> MigrationEstimate:
+    collection = migration.source_collection
+    return MigrationEstimate(
+        total_vectors=migration.source.count(collection, migration.where),
+        estimated_duration_seconds=0.0,
+        estimated_batches=0,
+        source_dimension=_dimension(migration.source.describe(collection)),
+        target_dimension=None,
+        compatible=False,
+        warnings=[problem],
+    )
+
+
+def rehearse(migration: Migration, plan: Plan) -> Rehearsal | None:
+    """Move the first records of the plan's source; None where there are none.
+
+    They are read as a migration reads them, and then moved by the engine out of this process's memory into
+    a new collection of the target store, which is dropped in the end, whatever happens.
+
+    Raises
+    ------
+    MigrationError
+        The target refuses the scratch collection or its records.
+    """
+    name = f"estimate{uuid.uuid4().hex[:8]}"  # letters and digits: a name in every store
+    memory, _ = open_address(f"memory:{name}")
+    memory.create(plan.source_schema.model_copy(update={"name": name}))
+    try:
+        started = time.monotonic()
+        records = _take(migration, plan, memory, name)
+        read_seconds = time.monotonic() - started
+        return _moved(migration, memory, name, read_seconds) if records else None
+    finally:
+        memory.drop(name)
+        with suppress(CollectionNotFoundError):
+            migration.target.drop(name)
+
+
+def _take(migration: Migration, plan: Plan, memory: Store, name: str) -> int:
+    """Put the first records of the source into memory; returns how many."""
+    source, collection, records = migration.source, plan.source_collection, 0
+    for span, ids in source.split(collection, span_records=_SAMPLE_RECORDS):
+        for stored in source.scan(collection, span, ids=ids, batch_records=migration.config.batch_size):
+            batch = batches.fit_namespaces(decode(stored), wanted=plan.source_schema.has_namespaces)
+            memory.upsert(name, batch.slice(0, _SAMPLE_RECORDS - records))
+            records = memory.count(name)
+            if records >= _SAMPLE_RECORDS:
+                return records
+    return records
+
+
+def _moved(migration: Migration, memory: Store, name: str, read_seconds: float) -> Rehearsal:
+    seconds: defaultdict[str, float] = defaultdict(float)
+    written: Counter[str] = Counter()
+
+    def listen(event: Event) -> None:
+        seconds[event.name] += event.seconds
+        written[event.name] += event.bytes
+
+    settings = {
+        "source": memory.address(name),
+        "target": migration.target.address(name),
+        "filter": None,
+        "workers": 1,
+        "on_existing": "refuse",
+        "allow_losses": ("all",),
+    }
+    with tempfile.TemporaryDirectory(prefix="vector-migrate-") as folder:
+        trial = Migration(
+            config=migration.config.model_copy(update=settings),
+            ledger=Ledger(Path(folder)),
+            listener=listen,
+            target_store=migration.target,
+        )
+        report = run_migration(trial)
+        require_complete(report)
+        started = time.monotonic()
+        publish(trial)  # again: what it takes now is its fixed cost
+        fixed = time.monotonic() - started
+        verify_seconds = sum(
+            receipt.seconds["verify"] for receipt in trial.ledger.receipts(trial.plan).values()
+        )
+        trial.close()
+    records = report.records["verified"]
+    moving = read_seconds + seconds["transformed"] + seconds["loaded"] + verify_seconds
+    return Rehearsal(
+        records=records,
+        written_bytes=written["loaded"],
+        seconds_per_record=moving / records,
+        build_seconds=max(0.0, seconds["published"] - fixed),
+        fixed_seconds=fixed,
+    )
