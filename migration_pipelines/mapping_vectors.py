@@ -41,7 +41,7 @@ class VectorMapping(Value):
 
     @model_validator(mode="after")
     def _drop_alone(self) -> Self:
-        if self.drop and self != VectorMapping(drop=True):
+        if self.drop and self.model_dump(exclude_defaults=True) != {"drop": True}:
             raise ValueError("a vector that is dropped can't be changed as well")
         return self
 

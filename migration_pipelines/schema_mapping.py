@@ -40,6 +40,7 @@ from migration_pipelines.model import APPROXIMATE, CollectionSchema, DType, Loss
 Policy = Literal["reject", "default", "fail"]
 Records = list[dict[str, Any] | None]
 _INT64 = range(-(2**63), 2**63)
+_AS_IT_IS = VectorMapping()
 
 
 def _steps(given: Any) -> Any:
@@ -225,7 +226,7 @@ class SchemaMapping(Value):
             )
         fields = []
         for label, found in there.items():
-            rule = self.vectors.get(label, VectorMapping())
+            rule = self.vectors.get(label, _AS_IT_IS)
             name = (rule.rename or label).removeprefix(VECTOR).removeprefix(":")
             if not rule.drop:
                 fields.append(rule.field(found).model_copy(update={"name": name}))
@@ -255,18 +256,16 @@ class SchemaMapping(Value):
         columns = {name: batch.column(name) for name in batch.schema.names}
         if self._touches_records:
             columns |= work.texts()
+        vectors: dict[str, pa.Array] = {}  # by their new labels, which may be others' old ones
         for label in batches.vector_columns(batch.schema):
-            rule = self.vectors.get(label)
-            if rule is None:
-                continue
-            column = columns.pop(label)
+            rule, column = self.vectors.get(label, _AS_IT_IS), columns.pop(label)
             if rule.drop:
                 continue
             mapped, infinite = map_vectors(column, rule)
             for row in np.flatnonzero(infinite):
                 work.trouble(int(row), label, f"a number is too large for {rule.dtype}")
-            columns[rule.rename or label] = mapped
-        return work.finish(_in_order(columns))
+            vectors[rule.rename or label] = mapped
+        return work.finish(_in_order(columns, vectors))
 
     def vectors_only(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return a batch with its vectors mapped and nothing else; none is refused."""
@@ -448,12 +447,10 @@ class _Work:
         return Mapped(batch=batch, rows=rows, refused=self._refused, changes=self._changes)
 
 
-def _in_order(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+def _in_order(columns: Mapping[str, pa.Array], vectors: Mapping[str, pa.Array]) -> pa.RecordBatch:
     """Return a batch of these columns, the vectors after the ids as everywhere."""
-    vectors = [name for name in columns if name == VECTOR or name.startswith(f"{VECTOR}:")]
-    rest = [name for name in columns if name not in (ID, ID_TYPE, *vectors)]
-    names = [ID, ID_TYPE, *vectors, *rest]
-    return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
+    ids = {name: columns[name] for name in (ID, ID_TYPE)}
+    return pa.RecordBatch.from_pydict({**ids, **vectors, **columns})
 
 
 def _as_text(step: Step) -> str:
