@@ -117,5 +117,5 @@ def open_server(
         tenant=tenant,
         database=database,
     )
-    client._server._session.timeout = httpx.Timeout(timeout_seconds)
+    client._server._session.timeout = httpx.Timeout(timeout_seconds)  # noqa: SLF001 - no public way
     return client
