@@ -11,13 +11,14 @@ from migration_pipelines.components.backfills import launch_from
 from migration_pipelines.components.checks import engine_check_specs, engine_checks
 from migration_pipelines.components.declared import Declared, tag_run
 from migration_pipelines.components.failures import engine_errors
-from migration_pipelines.components.plots import losses_table, rates_plot, table
+from migration_pipelines.components.plots import losses_table, rates_plot, resources_plot, table
 from migration_pipelines.components.progress import Progress
 from migration_pipelines.inspect import inspect_collection
 from migration_pipelines.load import publish
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import CollectionSchema, Plan, Profile
 from migration_pipelines.plan import make_plan
+from migration_pipelines.resources import ResourceMonitor
 from migration_pipelines.validate import Report, require_complete, validate
 
 
@@ -176,11 +177,12 @@ def validated_asset(declared: Declared) -> dg.AssetsDefinition:
             engine_errors(context),
             declared.open(context, progress) as migration,
             migration.ledger.lease(),
+            ResourceMonitor(home=migration.ledger.folder) as monitor,
         ):
             tag_run(context, declared, migration.plan)
             if not migration.pending():
                 publish(migration)
-            report = validate(migration, seconds=_seconds(context))
+            report = validate(migration, seconds=_seconds(context), resources=monitor.summary())
             yield from engine_checks(declared, report)
             require_complete(report)
             result = _validated(declared, migration, report)
@@ -213,6 +215,7 @@ def _validated(declared: Declared, migration: Migration, report: Report) -> dg.M
             "losses": losses_table(report.losses),
             "rejects": table([dict(reject) for reject in report.rejects]),
             "rates": rates_plot(receipts),
+            "resources": resources_plot(report.resources),
             "report": dg.MetadataValue.path(str(migration.ledger.folder / "report.json")),
         },
     )

@@ -28,6 +28,8 @@ NAME_TAG = "vector-migrate/migration"
 # On runs that a headless process executes itself.
 SESSION_TAG = "vector-migrate/headless"
 GENERATION_TAG = "vector-migrate/generation"
+# What its lines of log and its spans carry as well.
+ID_TAG = "vector-migrate/migration-id"
 
 
 @dataclass(frozen=True)
@@ -147,5 +149,5 @@ def tag_run(context: dg.AssetExecutionContext, declared: Declared, plan: Plan | 
     """Tag a run with what it works on, however it was started."""
     tags = {NAME_TAG: declared.spec.name}
     if plan is not None:
-        tags[GENERATION_TAG] = str(plan.generation)
+        tags |= {GENERATION_TAG: str(plan.generation), ID_TAG: plan.migration_id}
     context.instance.add_run_tags(context.run_id, tags)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import dagster as dg
 
 from migration_pipelines.model import Loss, Receipt
+from migration_pipelines.resources import Resources
 
 _BARS = 40
 _WIDTH = 30
@@ -46,6 +48,26 @@ def rates_plot(receipts: Sequence[Receipt]) -> dg.MarkdownMetadataValue:
     lines = [f"{key}  {_bar(rate, most):<{_WIDTH}} {rate:>10,.0f}" for key, rate in rates]
     unit = "partition" if together == 1 else f"{together} partitions"
     title = f"Records per second, by {unit}: reading from the source and comparing with the target"
+    return dg.MetadataValue.md("\n".join([title, "", "```", *lines, "```"]))
+
+
+def resources_plot(found: Resources | None) -> dg.MarkdownMetadataValue:
+    """Return what a run took of its machine while it was at work, as bars; neighbours share a bar."""
+    if found is None:
+        return dg.MetadataValue.md("Nothing could be sampled.")
+    together = -(-len(found.samples) // _BARS)
+    groups = [found.samples[start : start + together] for start in range(0, len(found.samples), together)]
+    most = max(found.rss_bytes_max, 1)
+    lines = [
+        f"{group[0].seconds:>8,.1f} s  {_bar(rss, most):<{_WIDTH}} {rss / 1e6:>8,.0f} MB {cpu:>6.0f} %"
+        for group in groups
+        for rss, cpu in [(max(s.rss_bytes for s in group), fmean(s.cpu_percent for s in group))]
+    ]
+    title = (
+        f"Memory and processor (of one core) of this run: at most {found.rss_bytes_max / 1e6:,.0f} MB and "
+        f"{found.cpu_percent_max:,.0f} %, {found.cpu_percent_mean:,.0f} % on average; on the home's disk "
+        f"at least {found.disk_free_bytes_min / 1e9:,.1f} GB were free"
+    )
     return dg.MetadataValue.md("\n".join([title, "", "```", *lines, "```"]))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Self
 import dagster as dg
 
 from migration_pipelines.components.declared import SESSION_TAG
+from migration_pipelines.logs import JsonLog
 from migration_pipelines.migration import Event, Listener, ignore
 
 INTERVAL_SECONDS = 5.0
@@ -38,6 +40,13 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener = previous
 
 
+def _logging_if_asked() -> Listener:
+    """Return what logs the runs of a process that nobody else listens to, such as a daemon's worker."""
+    if os.environ.get("VECTOR_MIGRATE_LOG", "").lower() != "json":
+        return ignore
+    return JsonLog(sys.stderr).listen
+
+
 class Progress:
     """Listens to a migration in any of its threads, and reports on an asset while the context is open.
 
@@ -56,6 +65,7 @@ class Progress:
     ) -> None:
         self._context, self._asset, self._counted, self._total = context, asset, counted, total
         self._records: Counter[str] = Counter()
+        self._hand_on = _logging_if_asked() if _listener is ignore else _listener
         self._lock, self._done = threading.Lock(), threading.Event()
         self._started = time.monotonic()
         self._thread = threading.Thread(target=self._report_until_done, name="progress", daemon=True)
@@ -64,7 +74,7 @@ class Progress:
         """Count an event, and hand it on."""
         with self._lock:
             self._records[event.name] += event.records
-        _listener(event)
+        self._hand_on(event)
 
     def __enter__(self) -> Self:
         self._thread.start()
