@@ -291,6 +291,7 @@ class ChromaStore(Store):
             handle, texts = self._collection(collection), held_ids(ids)
             for start in range(0, len(texts), batch_records):
                 part = texts[start : start + batch_records]
+                self.pace()
                 found = read_records(handle, part, vectors=vectors)
                 if found is not None:
                     yield found
@@ -391,6 +392,7 @@ class ChromaStore(Store):
             columns = to_chroma(batch, where=where, is_cosine=metric_of(handle) is Metric.COSINE)
             size = self._connect().get_max_batch_size()
             for start in range(0, batch.num_rows, size):
+                self.pace(batch.nbytes)
                 replace_records(
                     handle, {key: part[start : start + size] for key, part in columns.items()}, where=where
                 )
@@ -503,6 +505,7 @@ class ChromaStore(Store):
     def _collection(self, name: str) -> Any:
         # Asked to open a folder that isn't there, Chroma makes it; asked for no model, it downloads one.
         self._check_is_there(name)
+        self.pace()
         return self._connect().get_collection(name, embedding_function=None)
 
 
