@@ -50,7 +50,7 @@ _ON_EXISTING = {"overwrite": "merge", "skip": "skip", "fail": "add"}
 _IN_THE_WAY = (LossNotAcceptedError, TargetNotEmptyError, DimensionMismatchError)
 
 
-class MetricsExporter(Protocol):
+class Exporter(Protocol):
     """Whatever wants to hear of every event of a migration."""
 
     def listen(self, event: Event) -> None:
@@ -134,7 +134,7 @@ class VectorStoreMigrator:
         max_retries: int = 3,
         retry_delay: float = 1.0,
         retry_backoff: float = 2.0,
-        metrics_exporter: MetricsExporter | None = None,
+        metrics_exporter: Exporter | None = None,
     ) -> None:
         if max_retries < 0 or retry_delay < 0 or retry_backoff < 1:
             raise ConfigurationError(
