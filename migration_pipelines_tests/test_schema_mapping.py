@@ -36,6 +36,7 @@ from migration_pipelines.plan import draft, make_plan
 from migration_pipelines.quality import run_quality
 from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store, open_address
+from migration_pipelines_tests.dagster_project import Project
 from migration_pipelines_tests.records import Record, from_batches, plain_records, plain_schema, to_batch
 from migration_pipelines_tests.shell import Shell, shell
 
@@ -617,6 +618,47 @@ def test_rejected_records_lie_in_the_rejects_as_the_source_has_them(prepared, tm
     assert {json.loads(row["metadata"])["half"] for row in rejected} == {n / 2 for n in range(250, 300)}
 
 
+def test_every_record_may_be_rejected(prepared):
+    report = run_migration(
+        prepared({"max_rejects": 300}, transforms={"tag": {"cast": "int"}}, on_error="reject")
+    )
+    assert (report.status, report.records["rejected"], report.target["count"]) == ("complete", 300, 0)
+
+
+def test_the_plan_sees_numbers_too_large_for_float16(prepared, source):
+    large = Record(id="doc#00007", vectors={"": np.full(8, 1e6)}, metadata={"n": 7})
+    source.upsert("docs", to_batch([large], plain_schema("docs")))
+    narrow = {"vector": {"dtype": "float16"}}
+    with pytest.raises(SchemaMappingError, match="'doc#00007': vector: a number is too large"):
+        make_plan(prepared(vectors=narrow))
+    made = make_plan(prepared({"max_rejects": 1}, vectors=narrow, on_error={"vector": "reject"}))
+    found = {(loss.kind, loss.count, loss.detail) for loss in made.losses if loss.field == "vector"}
+    assert ("mapped", 299, "float32 written as float16, rounded") in found
+    assert ("mapping-rejected", 1) in {(loss.kind, loss.count) for loss in made.losses}
+
+
+def test_namespaces_stay_and_ids_need_be_distinct_within_one_alone(tmp_path):
+    store, _ = open_address(f"memory:{next(_names)}")
+    schema = plain_schema("docs").model_copy(update={"has_namespaces": True})
+    store.create(schema)
+    records = [
+        Record(id=f"{space}{n}", vectors={"": np.ones(8)}, metadata={"n": n}, namespace=space)
+        for space in ("a", "b")
+        for n in range(5)
+    ]
+    store.upsert("docs", to_batch(records, schema))
+    config = MigrationConfig(
+        source=store.address("docs"), target=store.address("copy"), schema_mapping=mapping(id_from="n")
+    )
+    migration = Migration(
+        config=config, ledger=ledger_for(config, tmp_path), source_store=store, target_store=store
+    )
+    assert run_migration(migration).status == "complete"
+    (span,) = store.split("copy", span_records=100)
+    found = from_batches(store.scan("copy", span[0], ids=span[1], batch_records=100))
+    assert {record.key() for record in found} == {("int", str(n), space) for n in range(5) for space in "ab"}
+
+
 def only_small(value: Any) -> Any:
     if value >= 250:
         raise ValueError("too many")
@@ -737,3 +779,18 @@ def test_a_mapping_on_the_command_line(source, tmp_path, shell: Shell):
     refused = shell("plan", *sides, "--mapping", path)
     assert refused.status == 2
     assert "'shout' is no step" in refused.err
+
+
+def test_dagster_runs_a_declared_mapping_with_its_templates(source, tmp_path):
+    project = Project(tmp_path)
+    declared(tmp_path, source)
+    assert project.run("pages").status == "complete"
+    assert arrived(tmp_path).keys() == {f"page-{n}" for n in range(300)}
+
+
+def test_dagster_refuses_a_mapping_that_can_not_be_used(tmp_path):
+    project = Project(tmp_path)
+    bad = {"transforms": {"a": "shout"}}
+    project.declare("docs", source="memory:a#docs", target="memory:b#docs", mapping=bad)
+    with pytest.raises(ConfigurationError, match="'shout' is no step"), project.session():
+        pass
