@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,8 +11,14 @@ import pytest
 from migration_pipelines import benchmark
 from migration_pipelines.benchmark import Benchmark, Rate, Transfer, run_benchmark
 from migration_pipelines.benchmark.data import pages
+from migration_pipelines.benchmark.drivers import faiss as bare_faiss
+from migration_pipelines.benchmark.drivers import parquet as bare_parquet
 from migration_pipelines.benchmark.one_store import run_store_benchmark
+from migration_pipelines.stores.faiss import FaissStore
+from migration_pipelines.stores.parquet import ParquetStore
+from migration_pipelines_tests.conformance import scanned, spans_of
 from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness, fresh_database
+from migration_pipelines_tests.records import from_batches, plain_schema
 from migration_pipelines_tests.shell import Shell, shell
 
 __all__ = ["shell"]
@@ -106,3 +113,26 @@ def test_a_store_is_measured_beside_its_driver_and_nothing_of_it_remains(pg: PgV
         assert rate.seconds > 0
     assert found.document()["ratios"] == {"read": found.of_driver_read, "write": found.of_driver_write}
     assert pg.store.list_collections() == before
+
+
+@pytest.mark.parametrize(("kind", "bare"), [(ParquetStore, bare_parquet), (FaissStore, bare_faiss)])
+def test_a_bare_loop_over_files_leaves_a_collection_as_whole_as_ours(
+    kind: Any, bare: Any, tmp_path: Path
+) -> None:
+    """Or the ratio would compare unlike things."""
+    store, schema, sample = kind(path=tmp_path), plain_schema("docs", dimensions=8), list(pages(6_000, 8))
+    store.create(schema)
+    assert bare.bare_write(store, "docs", sample) == bare.bare_read(store, "docs") == 6_000
+    found = from_batches(scanned(store, "docs", spans_of(store, "docs", 20_000)))
+    assert [record.id for record in found] == [name for page in sample for name in page.ids]
+    for record, number in ((found[0], 0), (found[5_999], 999)):
+        page = sample[0] if number == 0 else sample[1]
+        assert (record.vectors[""] == page.vectors[number]).all()
+        assert (record.document, record.metadata) == (page.documents[number], page.metadatas[number])
+
+
+@pytest.mark.parametrize("kind", [ParquetStore, FaissStore])
+def test_stores_in_files_are_measured_until_they_are_published(kind: Any, tmp_path: Path) -> None:
+    found = run_store_benchmark(kind(path=tmp_path), records=500, dimensions=8)
+    assert {found.driver_read.records, found.read.records, found.write.records} == {500}
+    assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,11 @@ a SQLite database, `docs.jsonl` or `docs.parquet`; without any, a record is FAIS
 files are read and never changed. `?sidecar=` names the file of the records, or `none`.
 
 Which index a collection gets, and how the vectors of cosine similarity are kept, is told in `build.py`;
-`?index=flat`, `hnsw` or `ivf` chooses. FAISS builds an index in memory: 4 bytes a number of all vectors are
-needed to write a collection, and to change one that is finished. Of flat and graph indexes and inverted lists
-reading holds a batch at a time. The other kinds are loaded whole. They hold codes in place of vectors: they
-are read decoded, and `describe().options["approximate_vectors"]` says so.
+`?index=flat`, `hnsw` or `ivf` chooses. A flat index is written as its records come. Graphs and inverted lists
+are built by FAISS in memory: to write such a collection, or to change one that is finished, takes 4 bytes a
+number of all vectors, and more. Of all three reading holds a batch at a time. The other kinds are loaded
+whole. They hold codes in place of vectors: they are read decoded, and
+`describe().options["approximate_vectors"]` says so.
 """
 
 from __future__ import annotations

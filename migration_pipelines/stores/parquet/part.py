@@ -8,7 +8,6 @@ checked on reading. The footer carries the digest of the records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -51,7 +50,6 @@ class PartWriter:
         self._schema = schema
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_records = self._waiting_bytes = 0
-        self._hasher = ThreadPoolExecutor(1, "parquet-digest")
         self._writer = pq.ParquetWriter(
             sink,
             schema,
@@ -91,7 +89,6 @@ class PartWriter:
                 self._writer.close()
         finally:
             self._writer.is_open = False  # or pyarrow would try again when it is collected
-            self._hasher.shutdown()
 
     def _flush(self) -> None:
         waiting, self._waiting, self._waiting_records, self._waiting_bytes = self._waiting, [], 0, 0
@@ -101,11 +98,9 @@ class PartWriter:
     def _write(self, group: list[pa.RecordBatch]) -> None:
         """Write batches as one row group."""
         table = pa.Table.from_batches(group, self._schema)
-        # Encoding leaves the interpreter to others: the digest costs no time of its own.
-        hashing = self._hasher.submit(batches.digest, group)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.records += table.num_rows
-        self.digest = batches.add_digests([self.digest, hashing.result()])
+        self.digest = batches.add_digests([self.digest, batches.digest(group)])
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 def _float_paths(path: str, kind: pa.DataType) -> list[str]:
