@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from migration_pipelines.migrator import run_migration
     from migration_pipelines.plan import make_plan
     from migration_pipelines.results import MigrationEstimate, MigrationProgress, MigrationResult
+    from migration_pipelines.schema_mapping import SchemaMapping
     from migration_pipelines.store import Store, open_address
     from migration_pipelines.validate import Report
     from migration_pipelines.vector_store_migrator import VectorStoreMigrator
@@ -29,6 +30,7 @@ __all__ = [
     "MigrationProgress",
     "MigrationResult",
     "Report",
+    "SchemaMapping",
     "Store",
     "ValidationError",
     "VectorStoreMigrator",
@@ -52,6 +54,7 @@ _HOMES = {
     "MigrationProgress": "results",
     "MigrationResult": "results",
     "Report": "validate",
+    "SchemaMapping": "schema_mapping",
     "Store": "store",
     "ValidationError": "errors",
     "VectorStoreMigrator": "vector_store_migrator",
