@@ -102,7 +102,8 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
             f"{source.address(collection)} changed while the plan was made: stop its writers, plan again"
         )
     _check_ids(profile, source.address(collection), made_from=None if mapping is None else mapping.id_from)
-    source_schema, schema = _as_found(schema, profile), _as_found(moved, profile)
+    same_ids = mapping is None or mapping.id_from is None
+    source_schema, schema = _as_found(schema, profile, same_ids=same_ids), _as_found(moved, profile)
     kept = existing if config.on_existing != "replace" else None
     has_namespaces = keeps_namespaces(schema, target, kept)
     if has_namespaces:
@@ -205,9 +206,9 @@ def _check_ids(profile: Profile, where: str, *, made_from: str | None) -> None:
         )
 
 
-def _as_found(schema: CollectionSchema, profile: Profile) -> CollectionSchema:
+def _as_found(schema: CollectionSchema, profile: Profile, *, same_ids: bool = True) -> CollectionSchema:
     """Return the schema with the kinds of id that were found, and namespaces that an envelope holds."""
-    kinds = frozenset(IdKind(kind) for kind in profile.id_kinds)
+    kinds = frozenset(IdKind(kind) for kind in profile.id_kinds if same_ids)
     has_namespaces = schema.has_namespaces or bool(profile.namespaces)
     return schema.model_copy(update={"id_kinds": kinds or schema.id_kinds, "has_namespaces": has_namespaces})
 

@@ -18,7 +18,7 @@ applied to is rejected, gets the default, or fails the plan before anything is w
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -105,7 +105,7 @@ class SchemaMapping(Value):
         names = list(self.field_mapping.values())
         if len(set(names)) < len(names):
             raise ValueError("field_mapping gives two fields the same name")
-        gone = [name for name in self.field_mapping if not self._travels(name)]
+        gone = [name for name in self.field_mapping if not self.travels(name)]
         if gone:
             raise ValueError(f"field_mapping renames {gone[0]!r}, which doesn't travel")
         both = set(self.include_fields or ()) & set(self.exclude_fields)
@@ -143,7 +143,8 @@ class SchemaMapping(Value):
         # For all rules: the id, the document and vectors have no default.
         return "fail" if self.on_error == "default" and name not in self.defaults else self.on_error
 
-    def _travels(self, name: str) -> bool:
+    def travels(self, name: str) -> bool:
+        """Whether a metadata field of the source travels."""
         included = self.include_fields is None or name in self.include_fields
         return included and name not in self.exclude_fields
 
@@ -301,7 +302,7 @@ class _Work:
     def __init__(self, rules: SchemaMapping, batch: pa.RecordBatch) -> None:
         self._rules, self._batch = rules, batch
         self._refused: dict[int, str] = {}
-        self._changes: Counter[tuple[str, str]] = Counter()
+        self._changes: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # rows
         self._records: Records = []
 
     def trouble(self, row: int, name: str, why: str) -> None:
@@ -317,7 +318,7 @@ class _Work:
         if policy == "reject":
             self._refused.setdefault(row, f"{name}: {why}")
             return
-        self._changes[name, "the default, where the rules can't be applied"] += 1
+        self._changes[name, "the default, where the rules can't be applied"].append(row)
         self._fields(row)[name] = self._rules.defaults[name]
 
     def _fields(self, row: int) -> dict[str, Any]:
@@ -364,13 +365,13 @@ class _Work:
             if fields is None:
                 continue
             for name in fields.keys() - travels.keys():
-                travels[name] = rules._travels(name)  # noqa: SLF001 - the two are one
+                travels[name] = rules.travels(name)
             kept: dict[str, Any] = {}
             twice = []
             for name, value in fields.items():
                 new = names.get(name, name)
                 if not travels[name]:
-                    self._changes[name, "left out"] += 1
+                    self._changes[name, "left out"].append(row)
                 elif new in kept:
                     twice.append(new)
                 else:
@@ -404,7 +405,7 @@ class _Work:
                 continue
             self._fields(row)[name] = value
             if type(value) is not type(before) or value != before:
-                self._changes[name, detail] += 1
+                self._changes[name, detail].append(row)
 
     def _ids(self, source: str) -> dict[str, pa.Array]:
         ids: list[batches.RecordId] = [""] * self._batch.num_rows
@@ -416,7 +417,7 @@ class _Work:
                 continue
             if type(found) is str or (type(found) is int and found in _INT64):
                 ids[row] = found
-                self._changes[ID, f"made from {source}"] += 1
+                self._changes[ID, f"made from {source}"].append(row)
             else:
                 self.trouble(row, ID, f"{source!r} isn't a text or an integer of 64 bits in this record")
         texts, kinds = batches.id_columns(ids)
@@ -435,7 +436,7 @@ class _Work:
                 continue
             made[row] = found
             if documents[row] is not None and documents[row] != found:
-                self._changes[DOCUMENT, f"replaced by {source}"] += 1
+                self._changes[DOCUMENT, f"replaced by {source}"].append(row)
         return made
 
     def finish(self, batch: pa.RecordBatch) -> Mapped:
@@ -444,7 +445,8 @@ class _Work:
         if self._refused:
             rows = np.delete(rows, list(self._refused))
             batch = batch.take(pa.array(rows))
-        return Mapped(batch=batch, rows=rows, refused=self._refused, changes=self._changes)
+        changes = {what: len(set(changed) - self._refused.keys()) for what, changed in self._changes.items()}
+        return Mapped(batch=batch, rows=rows, refused=self._refused, changes=+Counter(changes))
 
 
 def _in_order(columns: Mapping[str, pa.Array], vectors: Mapping[str, pa.Array]) -> pa.RecordBatch:

@@ -290,6 +290,7 @@ def test_a_rejected_record_is_left_out_with_its_reason(policy: Any) -> None:
     found = rules.apply(to_batch(records, schema))
     assert found.rows.tolist() == [0, 2]
     assert found.refused == {1: "n: a whole number was expected, found 'many'"}
+    assert found.changes == {("n", "cast 'int'"): 2}  # those of the rejected record don't count
     assert [record.metadata for record in from_batches([found.batch])] == [{"n": 1}, {"n": 3}]
 
 
