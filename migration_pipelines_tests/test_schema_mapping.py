@@ -568,6 +568,18 @@ def test_the_receipts_digests_are_those_of_the_source(prepared, source):
     assert compare_collections(source, "docs", target, "copy", mapping=mapping(**RULES)).agrees
 
 
+def test_what_the_target_can_not_hold_is_kept_as_it_was_mapped(source, tmp_path):
+    """Chroma takes text ids and no nested values: the mapped id and list come back from the envelope."""
+    rules = mapping(id_from="n", transforms={"tag": [{"split": "t"}], "half": {"cast": "text"}})
+    target = f"chroma:{tmp_path / 'chroma'}#copy"
+    config = MigrationConfig(source=source.address("docs"), target=target, schema_mapping=rules)
+    with Migration(config=config, ledger=ledger_for(config, tmp_path), source_store=source) as migration:
+        assert run_migration(migration).status == "complete"
+    found = compare_collections(source, "docs", open_address(target)[0], "copy", mapping=rules)
+    assert found.agrees
+    assert found.equal == 300
+
+
 def test_the_quality_of_what_arrived_is_that_of_the_mapped_records(prepared):
     migration = prepared(**RULES)
     run_migration(migration)
