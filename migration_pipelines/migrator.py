@@ -46,13 +46,20 @@ def run_partition(migration: Migration, key: str) -> Receipt:
         return verify(migration, key)
 
 
-def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
+def run_migration(
+    migration: Migration,
+    *,
+    fresh: bool = False,
+    work: Callable[[Migration, str], Receipt] = run_partition,
+) -> Report:
     """Run a migration, or what is left of it, and return the report.
 
     Parameters
     ----------
     fresh
         Forget an earlier plan and its receipts.
+    work
+        What is done with each partition, such as `run_partition` in another process.
 
     Raises
     ------
@@ -71,7 +78,7 @@ def run_migration(migration: Migration, *, fresh: bool = False) -> Report:
         ResourceMonitor(home=migration.ledger.folder) as monitor,
     ):
         make_plan(migration, fresh=fresh)
-        outcomes = dict(run_partitions(migration, migration.pending(), run_partition))
+        outcomes = dict(run_partitions(migration, migration.pending(), work))
         failed = {key: found for key, found in outcomes.items() if isinstance(found, MigrationError)}
         if not migration.pending():
             publish(migration)

@@ -1,40 +1,19 @@
-"""Turns the events of a migration into `MigrationProgress`, and hands events to whoever listens."""
+"""Turns the events of a migration into `MigrationProgress`."""
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 
-from migration_pipelines.migration import Event, Listener, Migration
+from migration_pipelines.migration import Event, Migration
 from migration_pipelines.model import Partition, Receipt
 from migration_pipelines.results import MigrationProgress
 
 OnProgress = Callable[[MigrationProgress], None]
 
 _COUNTED = ("batch-loaded", "verified", "validated")
-_log = logging.getLogger(__name__)
-
-
-class Guarded:
-    """A listener that can't hurt: once it has raised, that is logged and it is told nothing more."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener: Listener | None = listener
-
-    def __call__(self, event: Event) -> None:
-        """Pass an event on."""
-        listener = self._listener
-        if listener is None:
-            return
-        try:
-            listener(event)
-        except Exception:  # noqa: BLE001 - what listens must not stop a migration
-            if self._listener is not None:
-                self._listener = None
-                _log.exception("a listener of the migration failed and is told no more")
 
 
 class ProgressTracker:

@@ -32,11 +32,20 @@ from migration_pipelines.errors import (
 from migration_pipelines.estimation import estimate
 from migration_pipelines.filters import parse
 from migration_pipelines.ledger import Ledger
-from migration_pipelines.migration import Event, Migration, MigrationConfig, default_home, ledger_for
+from migration_pipelines.migration import (
+    Event,
+    Listener,
+    Migration,
+    MigrationConfig,
+    default_home,
+    ledger_for,
+    together,
+)
 from migration_pipelines.migrator import run_migration
 from migration_pipelines.model import Plan
 from migration_pipelines.plan import check_free, check_losses, draft
-from migration_pipelines.progress import Guarded, OnProgress, ProgressTracker
+from migration_pipelines.processes import Processes, require_addresses, require_many_writers
+from migration_pipelines.progress import OnProgress, ProgressTracker
 from migration_pipelines.quality import QualityReport, run_quality
 from migration_pipelines.results import MigrationEstimate, MigrationResult
 from migration_pipelines.retry import RetryPolicy
@@ -202,7 +211,8 @@ class VectorStoreMigrator:
         parallel, max_workers
             Work on several partitions at a time: `max_workers`, by default as many as there are CPUs.
         worker_type
-            `thread`; `process` isn't to be had yet.
+            Whether those work in threads or in processes, which open the stores by their addresses. A process
+            that dies fails its partition alone.
         source_namespace, target_namespace
             Read from, or write into, one namespace, in stores whose addresses can name one.
         allow_losses
@@ -236,7 +246,13 @@ class VectorStoreMigrator:
         ledger = _ledger(config, checkpoint_file, resume=resume)
         migration = move.migration(config, ledger)
         migration.listener = self._listener(migration)
-        report = run_migration(migration, fresh=not resume)
+        if worker_type == "process":
+            require_addresses(move.source, move.target)
+            require_many_writers(move.target)
+            with Processes() as processes:
+                report = run_migration(migration, fresh=not resume, work=processes.run)
+        else:
+            report = run_migration(migration, fresh=not resume)
         return self._result(migration, report, started)
 
     def _dry_run(self, move: _Move, config: MigrationConfig, started: dt.datetime) -> MigrationResult:
@@ -262,18 +278,13 @@ class VectorStoreMigrator:
             metadata={"validated": False, "dry_run": True, "report": None, **_of_plan(plan)},
         )
 
-    def _listener(self, migration: Migration) -> Any:
-        listeners = []
+    def _listener(self, migration: Migration) -> Listener:
+        listeners: list[Listener] = []
         if self._on_progress is not None:
-            listeners.append(Guarded(ProgressTracker(migration, self._on_progress)))
+            listeners.append(ProgressTracker(migration, self._on_progress))
         if self._exporter is not None:
-            listeners.append(Guarded(self._exporter.listen))
-
-        def listen(event: Event) -> None:
-            for listener in listeners:
-                listener(event)
-
-        return listen
+            listeners.append(self._exporter.listen)
+        return together(*listeners)
 
     def _result(self, migration: Migration, report: Report, started: dt.datetime) -> MigrationResult:
         plan, counts = migration.plan, report.records
@@ -440,9 +451,7 @@ def _refuse_unbuilt(*, incremental: bool, schema_mapping: Any, worker_type: str)
         missing = "incremental migration: leave it out, and every record in scope is moved again"
     elif schema_mapping is not None:
         missing = "schema_mapping: fields keep their names and values"
-    elif worker_type == "process":
-        missing = "worker_type='process': 'thread' works on as many partitions at a time"
-    elif worker_type != "thread":
+    elif worker_type not in ("thread", "process"):
         raise ConfigurationError(f"worker_type is 'thread' or 'process', not {worker_type!r}")
     if missing:
         raise UnsupportedOperationError(f"there is no {missing}", operation=missing.partition(":")[0])
