@@ -363,6 +363,38 @@ def test_a_full_disk_is_told_and_leaves_the_old_collection(
     assert len(files(store)) == 3
 
 
+@pytest.mark.parametrize("what", ["vectors", "texts"])
+def test_a_disk_that_is_full_while_a_part_is_written_is_told(what: str, store: FaissStore) -> None:
+    before, rng = plain_records(20), np.random.default_rng(0)
+    schema = plain_schema("docs", dimensions=4_000 if what == "vectors" else 8)
+    long = 20_000 if what == "texts" else 1
+    large = [
+        Record(
+            id=f"n{number}",
+            vectors={"": rng.random(schema.vectors[0].dimensions or 0, np.float32)},
+            document=rng.bytes(long).hex(),
+        )
+        for number in range(20)
+    ]
+    if what == "texts":
+        load(store, schema, before)
+    else:
+        store.create(schema)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DiskFullError, match="make room"), store.load_part("docs", "1") as write:
+            write(to_batch(large, schema))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    left = {path.name for path in (store.path / "docs").rglob("*") if path.is_file()}
+    assert left <= {"_collection.json", "index.faiss", "records.parquet"}
+    with store.load_part("docs", "1") as write:
+        write(to_batch(large, schema))
+    store.finish_load("docs")
+    assert store.count("docs") == (40 if what == "texts" else 20)
+
+
 # ── refused ──────────────────────────────────────────────────────────────────────────────────────────
 
 

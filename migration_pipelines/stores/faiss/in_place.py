@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -144,10 +145,13 @@ class FlatWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file:
-            if kind is None:
+        if kind is None:
+            with self._file:
                 self._file.seek(0)
                 self._file.write(self._header())
+        else:
+            with suppress(OSError):  # of a full disk, which is what failed already
+                self._file.close()
 
     def _header(self) -> bytes:
         dimensions = self._field.dimensions or 0

@@ -22,7 +22,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -338,10 +338,13 @@ class FaissStore(Store):
 
         In a finished collection it is published at once.
         """
-        with self._changing(collection) as (folder, manifest):
-            schema = manifest.description
-        with folder.writing_part(schema) as (written, writer):
+        with ExitStack() as stack:
+            with self._changing(collection) as (folder, manifest):
+                schema = manifest.description
+                written, writer = stack.enter_context(folder.writing_part(schema))
             yield self._part_writer(collection, schema, writer)
+            with self.translating(collection):
+                stack.close()
         try:
             with self._changing(collection) as (folder, manifest):
                 if manifest.index is None:
