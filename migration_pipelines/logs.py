@@ -45,10 +45,16 @@ class JsonLog:
         if event.name not in _UNTOLD:
             self.write(_LEVELS.get(event.name, "info"), event.name, **_facts(event))
 
-    def write(self, level: str, name: str, **facts: Any) -> None:
-        """Write a line; texts among the facts lose their secrets, what is empty is left out."""
+    def write(self, level: str, name: str, *, message: str = "", **facts: Any) -> None:
+        """Write a line; what is empty is left out.
+
+        The message loses its secrets: it may quote a store or a driver. The other facts are figures and words
+        of our own.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        told = {key: self._clean(value) for key, value in facts.items() if value not in ("", None, 0)}
+        told = {key: value for key, value in facts.items() if value not in ("", None, 0)}
+        if message:
+            told["message"] = redacted(message, self._arguments)
         line = orjson.dumps({"time": now, "level": level, "event": name, **told}, default=str).decode()
         stream = self._stream or sys.stderr
         with self._lock:
@@ -70,9 +76,6 @@ class JsonLog:
         finally:
             logger.removeHandler(handler)
             logger.propagate = before
-
-    def _clean(self, value: Any) -> Any:
-        return redacted(value, self._arguments) if isinstance(value, str) else value
 
 
 class _Handler(logging.Handler):

@@ -86,7 +86,9 @@ def validate(
             raise
         report = report.model_copy(update={"resources": resources})
         migration.ledger.write_report(report.model_dump(mode="json"))
-        migration.tell("validated", records=report.records["verified"], message=report.status)
+        migration.tell(
+            "validated", records=report.records["verified"], bytes=report.bytes, message=report.status
+        )
     return report
 
 

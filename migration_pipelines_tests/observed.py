@@ -23,6 +23,9 @@ _names = (f"observed{number}" for number in itertools.count())
 class Source(MemoryStore):
     """A store that leaves filtering to the engine."""
 
+    def split(self, collection: str, **how: Any) -> Any:
+        return super().split(collection, **{**how, "where": None})
+
     def scan(self, collection: str, span: Any, **how: Any) -> Iterator[pa.RecordBatch]:
         return super().scan(collection, span, **{**how, "where": None})
 
