@@ -27,14 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, VECTOR
 from migration_pipelines.errors import ConfigurationError, SchemaMappingError
 from migration_pipelines.mapping_steps import Step, is_template, parse_step, render, template_fields
 from migration_pipelines.mapping_vectors import Label, VectorMapping, map_vectors, vector_changes
-from migration_pipelines.metadata import dump_all, dump_metadata, load_all
+from migration_pipelines.metadata import dump_all, dump_metadata, load_all, load_metadata
 from migration_pipelines.model import APPROXIMATE, CollectionSchema, DType, Loss, Value
 
 Policy = Literal["reject", "default", "fail"]
@@ -100,6 +100,24 @@ class SchemaMapping(Value):
     vectors: Mapping[Label, VectorMapping] = Field(default_factory=dict)
     on_error: Policy | Mapping[str, Policy] = "fail"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_document(cls, given: Any) -> Any:
+        """Take the form of `document` as well, in which another process gets a mapping."""
+        if not isinstance(given, Mapping):
+            return given
+        found = dict(given)
+        pairs = found.get("transforms")
+        if isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            found["transforms"] = {str(name): steps for name, steps in pairs}
+        if isinstance(found.get("defaults"), str):
+            found["defaults"] = load_metadata(found["defaults"])
+        return found
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _as_document(self, _: Any) -> dict[str, Any]:
+        return self.document()
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = list(self.field_mapping.values())
@@ -154,19 +172,26 @@ class SchemaMapping(Value):
         return self.model_copy(update={"on_error": "fail"}) == SchemaMapping()
 
     @property
+    def uses_functions(self) -> bool:
+        """Whether a step is a function, which no other process can be told."""
+        return any(step.function is not None for steps in self.transforms.values() for step in steps)
+
+    @property
     def narrows(self) -> bool:
         """Whether a vector may become infinite, so that a plan has to look at the vectors."""
         return any(rule.dtype is DType.FLOAT16 for rule in self.vectors.values())
 
     def document(self) -> dict[str, Any]:
         """Return the rules as JSON holds them, functions by their names; what isn't set is left out."""
-        found = self.model_dump(exclude_defaults=True, exclude={"transforms"})
+        found = self.model_dump(exclude_defaults=True, exclude={"transforms", "defaults"})
+        if self.defaults:
+            found["defaults"] = dump_metadata(self.defaults)  # as text: JSON has no dates, nor long integers
         if self.transforms:
             # In pairs: their order counts, and that of an object's keys doesn't.
             found["transforms"] = [
                 [name, [step.document() for step in steps]] for name, steps in self.transforms.items()
             ]
-        plain: dict[str, Any] = orjson.loads(dump_metadata(found))
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(found))
         return plain
 
     def digest(self) -> str:

@@ -115,5 +115,5 @@ def test_the_programs_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
         exec(compile(code, "docs/schema-mapping.md", "exec"), {})
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"complete {BOOKS}"
-    assert second == "{'document_from': 'text', 'field_mapping': {'title': 'titel'}}"
+    assert second == "{'field_mapping': {'title': 'titel'}, 'document_from': 'text'}"
     assert held("parquet:./rated#books")["b3"].metadata == {"title": " Title 3 ", "rating": 3.5}

@@ -321,6 +321,8 @@ def test_a_field_that_on_error_does_not_name_fails() -> None:
         ({"vectors": {"vector": {"dtype": "int8"}}}, "float"),
         ({"vectors": {"vector:a": {"rename": "vector:c"}, "vector:b": {"rename": "vector:c"}}}, "same name"),
         ({"fields": {}}, "Extra"),
+        ({"transforms": ["a", "lower"]}, "dictionary"),
+        ({"transforms": [1]}, "dictionary"),
     ],
 )  # fmt: skip
 def test_rules_that_contradict_themselves_are_refused(rules: dict[str, Any], message: str) -> None:
@@ -467,6 +469,25 @@ def test_the_digest_knows_rules_their_order_and_functions_by_name() -> None:
     assert mapping(transforms={"a": loud}).document() == {
         "transforms": [["a", [{"call": f"{__name__}.loud"}]]]
     }
+
+
+def test_a_mapping_gets_to_another_process_as_json() -> None:
+    values = {"day": dt.date(2024, 1, 2), "long": 2**70, "typed": {"$typed": ["date", "2024-01-02"]}}
+    rules = mapping(**{**RULES, "defaults": values, "on_error": {"n": "reject"}})
+    config = MigrationConfig(source="memory:a#b", target="memory:c", schema_mapping=rules)
+    again = MigrationConfig.model_validate(orjson.loads(orjson.dumps(config.model_dump(mode="json"))))
+    assert again == config
+    assert again.digest() == config.digest()
+    assert again.schema_mapping is not None
+    assert again.schema_mapping.defaults == values
+
+
+def test_a_function_can_not_be_told_to_another_process() -> None:
+    rules = mapping(transforms={"a": ["lower", loud]})
+    assert rules.uses_functions
+    assert not mapping(**RULES).uses_functions
+    with pytest.raises(ValidationError, match="from Python only"):
+        SchemaMapping.model_validate(rules.model_dump(mode="json"))
 
 
 def test_no_rules_change_nothing() -> None:
