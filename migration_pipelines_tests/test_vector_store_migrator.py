@@ -33,6 +33,7 @@ from migration_pipelines.errors import (
     TransientError,
     UnsupportedOperationError,
 )
+from migration_pipelines.metrics import MetricsExporter
 from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.store import Store, open_address
 from migration_pipelines.stores.memory import MemoryStore
@@ -44,6 +45,9 @@ from migration_pipelines_tests.records import (
     plain_schema,
     to_batch,
 )
+from migration_pipelines_tests.shell import Shell, shell
+
+__all__ = ["shell"]
 
 _names = (f"migrator{number}" for number in itertools.count())
 FAULTS: dict[str, Callable[..., Any]] = {}
@@ -378,6 +382,33 @@ def test_fail_takes_a_target_whose_ids_are_others(source: Any) -> None:
     assert migrator(source, target).migrate("docs", **half).vectors_migrated == 0
 
 
+def test_ids_that_the_target_writes_otherwise_are_found_there(source: Any, tmp_path: Path) -> None:
+    """Qdrant holds text ids as UUIDs made from them."""
+    by = VectorStoreMigrator(source, f"qdrant:{tmp_path / 'folder'}")
+    assert by.migrate("docs", filter={"n": {"$lt": 10}}).vectors_migrated == 10
+    taken = by.migrate("docs", filter={"n": {"$lt": 20}}, on_conflict="fail", dry_run=True)
+    assert "10 of the ids in scope" in taken.errors[0]
+    result = by.migrate("docs", filter={"n": {"$lt": 20}}, on_conflict="skip")
+    assert result.success
+    assert (result.vectors_migrated, result.metadata["skipped"]) == (10, 10)
+
+
+def test_the_command_line_skips_and_adds_as_well(shell: Shell, tmp_path: Path) -> None:
+    source, _ = open_address("parquet:./from/")
+    put(source, "docs", plain_records(20))
+    source.finish_load("docs")
+    target, _ = open_address("chroma:./to")
+    put(target, "docs", plain_records(5, seed=9))
+    target.close()
+    move = ("run", "--source", "parquet:./from/#docs", "--target", "chroma:./to#docs", "--json", "--quiet")
+    refused = shell(*move, "--on-existing", "add")
+    assert refused.status == 2
+    assert "5 of the ids in scope" in refused.everything
+    done = shell(*move, "--on-existing", "skip")
+    assert done.status == 0
+    assert (done.document["records"]["skipped"], done.document["records"]["verified"]) == (5, 15)
+
+
 # ── dry run ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -654,6 +685,13 @@ def test_a_callback_that_raises_is_logged_once_and_hurts_nothing(
     assert len([record for record in caplog.records if "no terminal" in record.getMessage()]) == 1
     assert heard.count("verified") == 10  # the other listener hears all of it
     assert {"planned", "prepared", "published", "validated"} <= set(heard)
+
+
+def test_the_metrics_of_prometheus_hear_of_a_migration(source: Any, tmp_path: Path) -> None:
+    with MetricsExporter(textfile=tmp_path / "migration.prom") as exporter:
+        migrator(source, new_store(), metrics_exporter=exporter).migrate("docs")
+    written = (tmp_path / "migration.prom").read_text()
+    assert 'migration_vectors_total{phase="verify"} 1000.0' in written
 
 
 # ── estimate, verify, quality ────────────────────────────────────────────────────────────────────────
