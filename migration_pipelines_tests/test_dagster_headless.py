@@ -86,6 +86,7 @@ def test_a_backfill_runs_to_completion_and_dagster_shows_it(project: Project) ->
         metadata = validated.asset_materialization.metadata  # type: ignore[union-attr]
         assert metadata["records verified"].value == len(RECORDS)
         assert "█" in str(metadata["rates"].value)
+        assert " MB and " in str(metadata["resources"].value)
 
 
 def test_run_again_a_complete_migration_does_no_partition_again(project: Project) -> None:
