@@ -6,10 +6,18 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -170,3 +178,45 @@ def test_trace_without_an_endpoint_says_which_variable_to_set(shell: Shell, monk
     assert found.status == 2
     assert "set OTEL_EXPORTER_OTLP_ENDPOINT" in found.err
     assert not Path("target").exists()
+
+
+# ── a collector ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Collector(TraceServiceServicer):  # type: ignore[misc]
+    """An OTLP collector that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+
+    def Export(self, request: Any, context: Any) -> ExportTraceServiceResponse:  # noqa: N802 - gRPC's name
+        self.spans += [
+            span
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        return ExportTraceServiceResponse()
+
+
+def test_trace_sends_the_tree_to_the_endpoint_of_the_environment(shell: Shell, monkeypatch) -> None:
+    collector, server = Collector(), grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    fill("parquet:source#docs")
+    found = shell(
+        "run", "--source", "parquet:source#docs", "--target", "parquet:target#docs", "--trace", "--json"
+    )  # fmt: skip
+    server.stop(None)
+    assert found.status == 0
+    loaded = [
+        attribute.value.int_value
+        for span in collector.spans
+        if span.name == "migration.load"
+        for attribute in span.attributes
+        if attribute.key == "migration.records"
+    ]
+    assert sum(loaded) == found.document["records"]["loaded"] == 300
+    assert [span.name for span in collector.spans if not span.parent_span_id] == ["migration"]
