@@ -7,7 +7,6 @@ assert result.success, result.errors
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,8 +46,9 @@ from migration_pipelines.plan import check_free, check_losses, draft
 from migration_pipelines.processes import Processes, require_addresses, require_many_writers
 from migration_pipelines.progress import OnProgress, ProgressTracker
 from migration_pipelines.quality import QualityReport, run_quality
-from migration_pipelines.results import MigrationEstimate, MigrationResult
+from migration_pipelines.results import MigrationEstimate, MigrationResult, Stopwatch
 from migration_pipelines.retry import RetryPolicy
+from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store, open_address
 from migration_pipelines.validate import Report
 
@@ -171,7 +171,7 @@ class VectorStoreMigrator:
         resume: bool = False,
         checkpoint_file: str | Path | None = None,
         on_conflict: Literal["overwrite", "skip", "fail"] = "overwrite",
-        schema_mapping: Mapping[str, Any] | None = None,
+        schema_mapping: SchemaMapping | Mapping[str, Any] | None = None,
         parallel: bool = False,
         max_workers: int | None = None,
         worker_type: Literal["thread", "process"] = "thread",
@@ -196,8 +196,10 @@ class VectorStoreMigrator:
         dry_run
             Only find out what would happen: nothing is written, but the counts, the losses and what stands
             in the way.
-        incremental, schema_mapping
+        incremental
             Not to be had yet: any value but the default raises `UnsupportedOperationError`.
+        schema_mapping
+            What becomes of fields, ids and vectors on the way: a `SchemaMapping`, or its rules as a mapping.
         resume
             Go on with what an earlier call left, under the same settings; without it a migration starts
             afresh. Where there is nothing to go on with, it starts.
@@ -229,7 +231,7 @@ class VectorStoreMigrator:
         MigrationError
             Whatever else fails all partitions alike: a store is gone, a login refused, a disk full.
         """
-        _refuse_unbuilt(incremental=incremental, schema_mapping=schema_mapping, worker_type=worker_type)
+        _refuse_unbuilt(incremental=incremental, worker_type=worker_type)
         move = self._move(source_collection, target_collection, source_namespace, target_namespace)
         config = move.config(
             filter=filter,
@@ -239,10 +241,15 @@ class VectorStoreMigrator:
             on_existing=_on_existing(on_conflict),
             allow_losses=tuple(allow_losses),
             retry=self._retry,
+            schema_mapping=schema_mapping,
         )
-        started = dt.datetime.now(dt.UTC)
+        if worker_type == "process" and config.schema_mapping and config.schema_mapping.uses_functions:
+            raise ConfigurationError(
+                "a schema mapping with functions can't be told to processes: use threads"
+            )
+        watch = Stopwatch()
         if dry_run:
-            return self._dry_run(move, config, started)
+            return self._dry_run(move, config, watch)
         ledger = _ledger(config, checkpoint_file, resume=resume)
         migration = move.migration(config, ledger)
         migration.listener = self._listener(migration)
@@ -253,9 +260,9 @@ class VectorStoreMigrator:
                 report = run_migration(migration, fresh=not resume, work=processes.run)
         else:
             report = run_migration(migration, fresh=not resume)
-        return self._result(migration, report, started)
+        return self._result(migration, report, watch)
 
-    def _dry_run(self, move: _Move, config: MigrationConfig, started: dt.datetime) -> MigrationResult:
+    def _dry_run(self, move: _Move, config: MigrationConfig, watch: Stopwatch) -> MigrationResult:
         plan, problems = None, []
         with move.trial(config) as migration:
             try:
@@ -264,16 +271,13 @@ class VectorStoreMigrator:
                 check_free(migration, plan)
             except _IN_THE_WAY as error:
                 problems.append(str(error))
-        completed = dt.datetime.now(dt.UTC)
         return MigrationResult(
             success=not problems,
             vectors_migrated=0,
             vectors_failed=0,
-            duration_seconds=(completed - started).total_seconds(),
             source_collection=move.source_collection,
             target_collection=move.target_collection,
-            started_at=started,
-            completed_at=completed,
+            **watch.stop(),
             errors=problems,
             metadata={"validated": False, "dry_run": True, "report": None, **_of_plan(plan)},
         )
@@ -286,21 +290,18 @@ class VectorStoreMigrator:
             listeners.append(self._exporter.listen)
         return together(*listeners)
 
-    def _result(self, migration: Migration, report: Report, started: dt.datetime) -> MigrationResult:
+    def _result(self, migration: Migration, report: Report, watch: Stopwatch) -> MigrationResult:
         plan, counts = migration.plan, report.records
         proven = counts["verified"] + counts.get("skipped", 0)
         failed = max(0, plan.profile.records - proven)
         validated = bool(report.checks) and all(check.passed for check in report.checks)
-        completed = dt.datetime.now(dt.UTC)
         result = MigrationResult(
             success=report.status == "complete" and not failed,
             vectors_migrated=counts["verified"],
             vectors_failed=failed,
-            duration_seconds=(completed - started).total_seconds(),
             source_collection=plan.source_collection,
             target_collection=plan.target_collection,
-            started_at=started,
-            completed_at=completed,
+            **watch.stop(),
             errors=_errors(migration, report),
             metadata={
                 **_of_plan(plan),
@@ -444,13 +445,11 @@ def _bound(store: Store, namespace: str | None) -> Store:
     return type(store)(**{name: getattr(store, name) for name in fields} | {"namespace": namespace})
 
 
-def _refuse_unbuilt(*, incremental: bool, schema_mapping: Any, worker_type: str) -> None:
+def _refuse_unbuilt(*, incremental: bool, worker_type: str) -> None:
     """Raise for what is asked for and isn't there: nothing pretends."""
     missing = None
     if incremental:
         missing = "incremental migration: leave it out, and every record in scope is moved again"
-    elif schema_mapping is not None:
-        missing = "schema_mapping: fields keep their names and values"
     elif worker_type not in ("thread", "process"):
         raise ConfigurationError(f"worker_type is 'thread' or 'process', not {worker_type!r}")
     if missing:
