@@ -215,7 +215,9 @@ class Migration:
     source_store: Store | None = None  # in place of the one that the address would open, secrets and all
     target_store: Store | None = None
     stopping: threading.Event = field(default_factory=threading.Event)  # workers stop at their next batch
-    _failures: list[BaseException] = field(default_factory=list)  # those told; a run holds them anyway
+    _failures: list[BaseException] = field(
+        default_factory=list, init=False
+    )  # those told; a run holds them anyway
 
     def __enter__(self) -> Migration:
         return self

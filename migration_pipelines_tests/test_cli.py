@@ -17,7 +17,10 @@ __all__ = ["shell"]
 SOURCE, TARGET = "parquet:source#docs", "parquet:target#docs"
 MOVE = ("--source", SOURCE, "--target", TARGET)
 # What takes long to import, and every driver but those of the stores in use.
-HEAVY = ("chromadb", "dagster", "great_expectations", "numpy", "pandas", "psycopg", "pyarrow", "pydantic")
+HEAVY = (
+    *("chromadb", "dagster", "great_expectations", "numpy", "opentelemetry", "pandas", "prometheus_client"),
+    *("psutil", "psycopg", "pyarrow", "pydantic"),
+)
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
 
 def test_a_move_imports_no_driver_of_another_store(tmp_path: Path) -> None:
     fill(f"parquet:{tmp_path}/source#docs")
-    drivers = ("chromadb", "psycopg", "dagster", "great_expectations")
+    drivers = ("chromadb", "psycopg", "dagster", "great_expectations", "opentelemetry", "prometheus_client")
     found = modules_after(["run", *MOVE, "--quiet"], drivers, tmp_path)
     assert found.status == 0
     assert found.err == "[]"
