@@ -118,7 +118,9 @@ def _start(migration: Migration) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
-    config = migration.config.model_dump(mode="json") | {"filter": migration.config.frozen_part()["filter"]}
+    frozen = migration.config.frozen_part()  # in the words of JSON
+    config = migration.config.model_dump(mode="json", exclude={"filter", "schema_mapping"})
+    config |= {name: frozen.get(name) for name in ("filter", "schema_mapping")}
     _say(process.stdin, {"config": config, "ledger": str(migration.ledger.folder.absolute())})
     return process
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,22 @@ class MigrationResult:
     def success_rate(self) -> float:
         """The share of the records that were migrated, from 0 to 1; 1 where there were none to migrate."""
         return self.vectors_migrated / self.total_vectors if self.total_vectors else 1.0
+
+
+class Stopwatch:
+    """When something began, by the wall clock, and how long it took, by one that is never set."""
+
+    def __init__(self) -> None:
+        self._started_at, self._started = dt.datetime.now(dt.UTC), time.monotonic()
+
+    def stop(self) -> dict[str, Any]:
+        """Return `started_at`, `completed_at` and `duration_seconds`."""
+        seconds = time.monotonic() - self._started
+        return {
+            "started_at": self._started_at,
+            "completed_at": self._started_at + dt.timedelta(seconds=seconds),
+            "duration_seconds": seconds,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,12 +145,16 @@ def test_g11_memory_does_not_grow_with_the_collection(tmp_path: Path) -> None:
 
 
 def test_g13_nothing_in_the_engine_reads_the_wall_clock() -> None:
-    """Durations come from the monotonic clock; no decision could be made from a date."""
+    """Durations come from the monotonic clock; no decision could be made from a date.
+
+    Only stamps that are shown do: those of log lines, and of a result in Python.
+    """
+    shown = {"logs.py", "results.py"}
     wall = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today", "datetime.today"}
     engine = [*PACKAGE.glob("*.py"), *PACKAGE.glob("stores/*.py")]
     found = []
     for path in engine:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name not in shown else ():
             if isinstance(node, ast.Call) and ".".join(ast.unparse(node.func).split(".")[-2:]) in wall:
                 found.append(f"{path.name}:{node.lineno}")
     assert found == []

@@ -35,6 +35,7 @@ from migration_pipelines.errors import (
     TransientError,
     UnsupportedOperationError,
 )
+from migration_pipelines.filters import parse
 from migration_pipelines.metrics import MetricsExporter
 from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.schema_mapping import SchemaMapping
@@ -597,6 +598,13 @@ def test_processes_move_what_threads_move(files: Store, tmp_path: Path) -> None:
     assert by.verify("docs", filter={"n": {"$gte": 50}}).agrees
     assert [progress.vectors_processed for progress in seen] == sorted(p.vectors_processed for p in seen)
     assert seen[0].vectors_processed < 350 == seen[-1].vectors_processed
+
+
+def test_processes_apply_a_schema_mapping(files: Store, tmp_path: Path) -> None:
+    by = VectorStoreMigrator(files, f"parquet:{tmp_path / 'to'}/")
+    rules = {"field_mapping": {"n": "number"}}
+    assert by.migrate("docs", chunk_size=100, schema_mapping=rules, **IN_PROCESSES).success
+    assert by.target.count("docs", parse({"number": {"$gte": 0}})) == 400
 
 
 def test_a_process_that_dies_fails_its_partition_alone(
