@@ -56,6 +56,15 @@ _LOGIN_WORDS = (
     "is not permitted to log in",
     "role ",
 )
+# Nor has a connection that a server which is there turns away for the moment.
+_BUSY_WORDS = (
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
+    "starting up",
+    "shutting down",
+    "in recovery mode",
+)
 
 
 def translate(error: Exception, *, where: str, secret: str | None) -> MigrationError:
@@ -115,6 +124,9 @@ def _without_state(error: Any, *, where: str, secret: str | None) -> MigrationEr
         )
     if "database" in text and "does not exist" in text:
         return StoreRefusedError(f"{where}: no such database")
+    busy = next((words for words in _BUSY_WORDS if words in text), None)
+    if busy is not None:
+        return TransientError(f"{where}: the server takes no connection for the moment: {busy}")
     if handle is not None:
         return StoreUnavailableError(
             f"{where}: nothing answers: {_reason(text)}; check that PostgreSQL listens there"
@@ -132,8 +144,6 @@ def _reason(text: str) -> str:
         "Name or service not known",
         "No route to host",
         "Network is unreachable",
-        "starting up",
-        "too many clients",
         "SSL",
     )
     return next((word for word in known if word in text), "the connection failed")
