@@ -1,7 +1,7 @@
 """A server of each store behind something that breaks it as it is told to, and mends it again.
 
-Elasticsearch, Pinecone, Qdrant and Weaviate are stand-ins, Milvus is Lite's engine behind gRPC, S3 is moto, and
-Chroma and PostgreSQL are themselves, behind a proxy.
+Elasticsearch, Pinecone, Qdrant and Weaviate are stand-ins, Milvus is Lite's engine behind gRPC, S3 is moto,
+and Chroma and PostgreSQL are themselves, behind a proxy.
 """
 
 from __future__ import annotations

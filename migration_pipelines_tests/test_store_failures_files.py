@@ -1,7 +1,7 @@
 """What fails where a store is a folder: no room, no permission, damage; through the command line.
 
-In place of a server that is gone or refuses the login; once there is room again, or the file is as it was, the
-same command completes.
+In place of a server that is gone or refuses the login; once there is room again, or the file is as it was,
+the same command completes.
 """
 
 from __future__ import annotations
