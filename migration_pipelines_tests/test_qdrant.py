@@ -600,6 +600,8 @@ def test_half_a_collection_does_not_stay(store: QdrantStore) -> None:
         "qdrant:./folder#docs",
         "qdrant::memory:#docs",
         "qdrant:./folder?document_field=text#docs",
+        "qdrant://localhost:6333/docs?grpc=true",
+        "qdrant://localhost:6333/docs?https=true&grpc_port=7334",
     ],
 )
 def test_addresses_come_back_as_they_were_given(text: str) -> None:
@@ -615,7 +617,9 @@ def test_addresses_come_back_as_they_were_given(text: str) -> None:
         "qdrant:./db?colour=red#docs",
         "qdrant://h/docs?https=maybe",
         "qdrant:./db?https=true#d",
-        "qdrant://localhost:6334/docs?grpc=true",
+        "qdrant://h/docs?grpc=maybe",
+        "qdrant://h/docs?grpc_port=http",
+        "qdrant:./db?grpc=true#d",
     ],
 )
 def test_addresses_that_say_too_little_or_too_much_are_refused(text: str) -> None:

@@ -1,6 +1,7 @@
 """Qdrant's local mode (a folder, memory) and a server, reached around the connector by qdrant-client.
 
-The server is that of QDRANT_URL (its key in QDRANT_API_KEY), else a stand-in over the real engine.
+The server is that of QDRANT_URL (its key in QDRANT_API_KEY, its port for gRPC in QDRANT_GRPC_PORT), else a
+stand-in over the real engine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from migration_pipelines.stores.qdrant.local import _OPEN
 from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.records import Record
 from migration_pipelines_tests.standins.qdrant import QdrantStandin
+from migration_pipelines_tests.standins.qdrant_grpc import QdrantGrpcStandin
 
 _DISTANCES = {
     Metric.COSINE: models.Distance.COSINE,
@@ -167,12 +169,13 @@ class QdrantServer(_Qdrant):
 
     @classmethod
     @contextmanager
-    def _at(cls, url: str, key: str | None) -> Iterator[QdrantServer]:
+    def _at(cls, url: str, key: str | None, *, grpc_port: int | None = None) -> Iterator[QdrantServer]:
         parts = Address.parse(url)
         store = QdrantStore(
             host=parts.host,
             port=parts.port or 6333,
             https=parts.kind == "https",
+            grpc_port=grpc_port,
             api_key=SecretStr(key) if key else None,
         )
         harness = cls(store)
@@ -187,4 +190,23 @@ class QdrantServer(_Qdrant):
             yield client
 
 
-HARNESSES: list[type[Harness]] = [QdrantFolder, QdrantMemory, QdrantServer]
+class QdrantGrpc(QdrantServer):
+    """A server whose points the connector reads and writes by gRPC; natively it is gone to by HTTP."""
+
+    @classmethod
+    @contextmanager
+    def start(cls, folder: Path) -> Iterator[QdrantServer]:
+        """Find the server of QDRANT_URL, or serve."""
+        if url := os.environ.get("QDRANT_URL"):
+            port = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
+            with cls._at(url, os.environ.get("QDRANT_API_KEY"), grpc_port=port) as harness:
+                yield harness
+            return
+        standin = QdrantGrpcStandin()
+        with standin.serving():
+            url = f"http://127.0.0.1:{standin.port}"
+            with cls._at(url, None, grpc_port=standin.grpc_port) as harness:
+                yield harness
+
+
+HARNESSES: list[type[Harness]] = [QdrantFolder, QdrantMemory, QdrantServer, QdrantGrpc]

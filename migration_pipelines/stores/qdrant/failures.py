@@ -42,18 +42,54 @@ class AnswerError(Exception):
         self.retry_after = retry_after
 
 
+class RpcStatusError(Exception):
+    """A call by gRPC that didn't succeed.
+
+    Parameters
+    ----------
+    status
+        The name of its status.
+    details
+        The words of the server, or of gRPC where it wasn't reached.
+    retry_after, writes_points
+        As of `AnswerError`.
+    """
+
+    def __init__(
+        self, status: str, details: str, *, retry_after: float | None = None, writes_points: bool = False
+    ) -> None:
+        kind = "write" if writes_points else "call"
+        super().__init__(f"gRPC {status} to a {kind}: {details}")
+        self.retry_after = retry_after
+        self.is_unreadable = "deserializing response" in details
+
+
 class CutAnswerError(Exception):
     """An answer that lacks what it should hold: whether the call was carried out is unknown."""
 
 
+_TOO_LARGE = "too much for the server's limit on a request"
 # The first pattern found in "<class names of the error's family>: <message>" says what an error becomes, and
 # what to do. By name, so that asking needs no driver.
 _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (r"\bImportError\b", MissingDriverError, "install the package qdrant-client"),
-    (r"HTTP 5.*(No space left|disk space)", TransientError, "the server's disk is full: make room there"),
+    (
+        r"(HTTP 5|gRPC ).*(No space left|disk space)",
+        TransientError,
+        "the server's disk is full: make room there",
+    ),
     (r"No space left|disk is full", DiskFullError, "make room and run again"),
-    (r"HTTP (401|403) ", AuthenticationError, "check QDRANT_API_KEY"),
-    (r"HTTP 429 ", TransientError, "the server asks for fewer calls: try again later"),
+    (
+        r"HTTP (401|403) |gRPC (UNAUTHENTICATED|PERMISSION_DENIED) ",
+        AuthenticationError,
+        "check QDRANT_API_KEY",
+    ),
+    (r"gRPC \w+ to a write: .*(larger than max|size limit)", RecordRejectedError, _TOO_LARGE),
+    (
+        r"HTTP 429 |gRPC RESOURCE_EXHAUSTED ",
+        TransientError,
+        "the server asks for fewer calls: try again later",
+    ),
     (
         r"(?i)vector dimension|expected dim|dimensions? mismatch",
         DimensionMismatchError,
@@ -62,9 +98,19 @@ _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (r"Collection .*(doesn't exist|not found)", CollectionNotFoundError, "check the name"),
     (r"(?i)collection .* already exists|HTTP 409 ", CollectionExistsError, "choose `merge` or `replace`"),
     (r"\bConnect(Error|Timeout)\b", StoreUnavailableError, "is it running there?"),
-    (r"HTTP 413 ", RecordRejectedError, "too much for the server's limit on a request"),
-    (r"HTTP (400|422) to a write", RecordRejectedError, "Qdrant refuses a record"),
+    (
+        r"gRPC UNAVAILABLE .*(failed to connect|Connection refused|DNS)",
+        StoreUnavailableError,
+        "is it running there, and is that its port for gRPC?",
+    ),
+    (r"HTTP 413 ", RecordRejectedError, _TOO_LARGE),
+    (r"(HTTP (400|422)|gRPC INVALID_ARGUMENT) to a write", RecordRejectedError, "Qdrant refuses a record"),
     (r"HTTP (408|425|5\d\d) ", TransientError, "try again"),
+    (
+        r"gRPC (UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|UNKNOWN|ABORTED|CANCELLED) ",
+        TransientError,
+        "try again",
+    ),
     (
         r"\b(TransportError|CutAnswerError|JSONDecodeError|KeyError)\b",
         TransientError,

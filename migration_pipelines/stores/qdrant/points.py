@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,14 @@ HELD = frozenset(
 # Texts without any of these hold nothing but such values; the others are looked at one by one.
 _TO_LOOK_AT = re.compile(rb"\d[\d.]{15}|\de|\$typed|_source_norm")
 _Rows = list[bytes | None]
+
+
+class PointParts(NamedTuple):
+    """A point before it is written down: vectors are rows of numpy, matrices, or indices and values."""
+
+    id: int | str
+    vectors: dict[str, Any]
+    payload: bytes
 
 
 def is_scaled(field: VectorField) -> bool:
@@ -86,6 +94,27 @@ def to_points(
             strict=True,
         )
     ]
+
+
+def point_parts(
+    batch: pa.RecordBatch, schema: CollectionSchema, *, document_field: str, where: str
+) -> Iterator[PointParts]:
+    """Yield each record as a point's id, its vectors by name and the JSON text of its payload.
+
+    Raises
+    ------
+    RecordRejectedError
+        Qdrant can't hold a record, or would change it.
+    """
+    norms: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
+    columns = {
+        field.name: _vector_rows(batch.column(batches.vector_column(field.name)), field, norms, where=where)
+        for field in schema.vectors
+    }
+    payloads = _payloads(batch, norms, document_field=document_field, where=where)
+    for row, (record_id, payload) in enumerate(zip(_ids(batch, where=where), payloads, strict=True)):
+        found = {name: column[row] for name, column in columns.items() if column[row] is not None}
+        yield PointParts(orjson.loads(record_id), found, payload)
 
 
 def _vectors(names: Sequence[bytes], texts: Sequence[bytes | None], *, is_plain: bool) -> bytes:
@@ -152,49 +181,76 @@ def _checked(text: str, document_field: str, *, where: str) -> bytes:
 
 
 def _vector_texts(column: pa.Array, field: VectorField, norms: list[dict[str, Any]], *, where: str) -> _Rows:
-    bad = batches.non_finite_rows(column)
-    if bad.any():
-        _reject(where, f"a vector with NaN or an infinity at row {int(bad.argmax())}", "finite numbers")
+    _check_vectors(column, field, where=where)
     if field.kind is VectorKind.SPARSE:
-        return [_sparse_text(item, where=where) for item in column.to_pylist()]
+        return [None if item is None else orjson.dumps(item) for item in column.to_pylist()]
     if field.kind is VectorKind.MULTI:
-        return _multi_texts(column, field, norms, where=where)
-    matrix = batches.dense_matrix(column)
-    present = np.asarray(column.is_valid())
-    if is_scaled(field):
-        matrix, lengths = to_unit(matrix)
-        for row in np.flatnonzero((lengths != 1) & present):
-            norms[row][field.name] = float(lengths[row])
+        matrix, slices = _multi_slices(column, field, norms)
+        rows = json_rows(matrix)
+        return [None if at is None else b"[%b]" % b",".join(rows[at]) for at in slices]
+    matrix, missing = _dense_rows(column, field, norms)
     texts: _Rows = list(json_rows(matrix))
-    for row in np.flatnonzero(~present):
+    for row in missing:
         texts[row] = None
     return texts
 
 
-def _sparse_text(item: Mapping[str, Any] | None, *, where: str) -> bytes | None:
-    if item is None:
-        return None
-    if len(set(item["indices"])) < len(item["indices"]):
-        _reject(where, "a sparse vector with an index that is there twice", "distinct indices")
-    return orjson.dumps(item)
+def _vector_rows(
+    column: pa.Array, field: VectorField, norms: list[dict[str, Any]], *, where: str
+) -> list[Any]:
+    _check_vectors(column, field, where=where)
+    if field.kind is VectorKind.SPARSE:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    if field.kind is VectorKind.MULTI:
+        matrix, slices = _multi_slices(column, field, norms)
+        return [None if at is None else matrix[at] for at in slices]
+    matrix, missing = _dense_rows(column, field, norms)
+    rows: list[Any] = list(matrix)
+    for row in missing:
+        rows[row] = None
+    return rows
 
 
-def _multi_texts(column: pa.Array, field: VectorField, norms: list[dict[str, Any]], *, where: str) -> _Rows:
-    lengths_of = pc.list_value_length(column).to_pylist()
-    if 0 in lengths_of:
+def _check_vectors(column: pa.Array, field: VectorField, *, where: str) -> None:
+    bad = batches.non_finite_rows(column)
+    if bad.any():
+        _reject(where, f"a vector with NaN or an infinity at row {int(bad.argmax())}", "finite numbers")
+    if field.kind is VectorKind.SPARSE:
+        indices = pc.struct_field(column, "indices").to_pylist()
+        if any(len(set(found)) < len(found) for found in indices if found):
+            _reject(where, "a sparse vector with an index that is there twice", "distinct indices")
+    if field.kind is VectorKind.MULTI and pc.any(pc.equal(pc.list_value_length(column), 0)).as_py():
         _reject(where, "a multivector of no vectors", "at least one")
+
+
+def _dense_rows(
+    column: pa.Array, field: VectorField, norms: list[dict[str, Any]]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """Return the vectors as they are written, and the rows of those that aren't there."""
+    matrix, present = batches.dense_matrix(column), np.asarray(column.is_valid())
+    if is_scaled(field):
+        matrix, lengths = to_unit(matrix)
+        for row in np.flatnonzero((lengths != 1) & present):
+            norms[row][field.name] = float(lengths[row])
+    return matrix, np.flatnonzero(~present)
+
+
+def _multi_slices(
+    column: pa.Array, field: VectorField, norms: list[dict[str, Any]]
+) -> tuple[npt.NDArray[Any], list[slice | None]]:
+    """Return the vectors of all multivectors as they are written, and which are each one's."""
     matrix = batches.dense_matrix(column.flatten())
     scales = np.ones(len(matrix))
     if is_scaled(field):
         matrix, scales = to_unit(matrix)
-    rows, texts, start = json_rows(matrix), _Rows(), 0
-    for row, count in enumerate(lengths_of):
-        texts.append(None if count is None else b"[%b]" % b",".join(rows[start : start + count]))
-        end = start + (count or 0)
-        if (scales[start:end] != 1).any():
-            norms[row][field.name] = scales[start:end].tolist()
-        start = end
-    return texts
+    slices, start = list[slice | None](), 0
+    for row, count in enumerate(pc.list_value_length(column).to_pylist()):
+        at = slice(start, start + (count or 0))
+        if (scales[at] != 1).any():
+            norms[row][field.name] = scales[at].tolist()
+        slices.append(None if count is None else at)
+        start = at.stop
+    return matrix, slices
 
 
 def _reject(where: str, found: str, expected: str) -> NoReturn:

@@ -8,7 +8,7 @@ status "completed" is the only proof that a write is there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -20,6 +20,7 @@ from migration_pipelines.stores.qdrant.failures import AnswerError, CutAnswerErr
 LARGEST_REQUEST = 32 * 2**20
 _GOOD_REQUEST = 8 * 2**20
 _WAIT = {"wait": "true"}
+_Point = TypeVar("_Point")
 
 
 class Server:
@@ -186,22 +187,35 @@ def _path(collection: str, rest: str = "") -> str:
 
 def _requests(points: Sequence[bytes], shard_key: int | str | None) -> Iterator[bytes]:
     tail = b"]}" if shard_key is None else b'],"shard_key":%b}' % orjson.dumps(shard_key)
-    waiting: list[bytes] = []
-    size = 0
+    for group in grouped(points, len):
+        yield b'{"points":[' + b",".join(group) + tail
+
+
+def grouped(points: Sequence[_Point], size_of: Callable[[_Point], int]) -> Iterator[list[_Point]]:
+    """Yield the points that go out in one request, of a good size.
+
+    Raises
+    ------
+    RecordRejectedError
+        A single point is larger than a request may be.
+    """
+    waiting: list[_Point] = []
+    total = 0
     for point in points:
-        if len(point) > LARGEST_REQUEST - 1024:
+        size = size_of(point)
+        if size > LARGEST_REQUEST - 1024:
             raise RecordRejectedError(
-                f"a record of {len(point):,} bytes as JSON; Qdrant takes {LARGEST_REQUEST:,} in a request",
-                found=len(point),
+                f"a record of {size:,} bytes; Qdrant takes {LARGEST_REQUEST:,} in a request",
+                found=size,
                 expected=LARGEST_REQUEST,
             )
-        if waiting and size + len(point) > _GOOD_REQUEST:
-            yield b'{"points":[' + b",".join(waiting) + tail
-            waiting, size = [], 0
+        if waiting and total + size > _GOOD_REQUEST:
+            yield waiting
+            waiting, total = [], 0
         waiting.append(point)
-        size += len(point) + 1
+        total += size + 1
     if waiting:
-        yield b'{"points":[' + b",".join(waiting) + tail
+        yield waiting
 
 
 def _words(content: bytes) -> str:

@@ -15,6 +15,8 @@ The payload is the record's metadata, with the document under the key `document_
 by LangChain are read with `?document_field=page_content`, and its `metadata` is a field as any other.
 Without that, nothing is lost: the text stays in the metadata.
 
+With a `grpc_port` a server's points go by gRPC, and all else by HTTP; what is read and written is the same.
+
 What `fingerprint` misses: of a folder, nothing. Of a server and of memory it takes the ids, and misses an
 update in place, as Qdrant tells no version.
 """
@@ -60,6 +62,7 @@ from migration_pipelines.stores.qdrant import collection as settings
 from migration_pipelines.stores.qdrant.conditions import OPERATORS, condition
 from migration_pipelines.stores.qdrant.failures import classify
 from migration_pipelines.stores.qdrant.folder import META_FILE, Folder
+from migration_pipelines.stores.qdrant.grpc_server import GrpcServer
 from migration_pipelines.stores.qdrant.local import MEMORY, Local
 from migration_pipelines.stores.qdrant.points import (
     HELD,
@@ -74,6 +77,8 @@ from migration_pipelines.stores.qdrant.server import Server
 from migration_pipelines.stores.qdrant.shards import by_shard, is_sharded_by_key
 
 _PORT = 6333
+_GRPC_PORT = 6334
+_SERVER_OPTIONS = {"https": r"true|false", "grpc": r"true|false", "grpc_port": r"[1-9]\d{0,4}"}
 _DOCUMENT = "document"
 _DELETE_RECORDS = 10_000
 _PAGE = 1_000  # records that are read where nobody says how many
@@ -88,6 +93,8 @@ class QdrantStore(Store):
         Folder of the client's local mode, or `:memory:` for this process's memory; without a server's `host`.
     host, port, https
         Where a server listens for HTTP.
+    grpc_port
+        Where it listens for gRPC; None if its points are to go by HTTP as all else.
     api_key
         From QDRANT_API_KEY, where an address names the server.
     timeout
@@ -136,6 +143,7 @@ class QdrantStore(Store):
     host: str | None = None
     port: int = _PORT
     https: bool = False
+    grpc_port: int | None = None
     api_key: SecretStr | None = None
     timeout: PositiveFloat = 60.0
     document_field: str = _DOCUMENT
@@ -165,17 +173,15 @@ class QdrantStore(Store):
     def from_address(cls, address: Address) -> tuple[Self, str | None]:
         """Return the store and the collection of `qdrant:folder#name` or `qdrant://host:port/name`."""
         options: dict[str, Any] = dict(address.query)
-        if options.pop("grpc", "false") != "false":
+        patterns = _SERVER_OPTIONS if address.host else {}
+        known = {name for name, pattern in patterns.items() if re.fullmatch(pattern, options.get(name, ""))}
+        if options.keys() - known - {"document_field"}:
             raise ConfigurationError(
-                f"{address}: gRPC gives integers above 2**63 back as doubles; name the server's port for "
-                f"HTTP ({_PORT}) and leave grpc out"
+                f"{address}: expected none but the options document_field=… and, of a server, https=true, "
+                "grpc=true and grpc_port=… after the ?"
             )
-        known = {"document_field"} | ({"https"} if address.host else set())
-        if options.keys() - known or options.get("https", "true") not in {"true", "false"}:
-            raise ConfigurationError(
-                f"{address}: expected none but the options document_field=… and https=true "
-                "(of a server) after the ?"
-            )
+        if options.pop("grpc", "true" if "grpc_port" in options else "false") == "true":
+            options.setdefault("grpc_port", _GRPC_PORT)
         if address.host is None:
             if not address.path:
                 raise ConfigurationError(f"{address} names no folder: expected qdrant:./folder#collection")
@@ -196,6 +202,8 @@ class QdrantStore(Store):
             folder = self.snapshot_of or self.path
             return str(Address(kind=self.kind, path=folder, collection=collection, query=query))
         query |= {"https": "true"} if self.https else {}
+        if self.grpc_port is not None:
+            query |= {"grpc": "true"} if self.grpc_port == _GRPC_PORT else {"grpc_port": str(self.grpc_port)}
         where = Address(kind=self.kind, host=self.host, port=self.port, path=collection or "", query=query)
         return str(where)
 
@@ -339,12 +347,14 @@ class QdrantStore(Store):
             parts = [(None, batch)]
             if is_sharded_by_key(schema):
                 parts = list(by_shard(batch, where=where))
+            writer = self._writer()
+            encoded = writer.encoded if isinstance(writer, GrpcServer) else to_points
             points = [
-                (key, to_points(part, schema, document_field=self.document_field, where=where))
+                (key, encoded(part, schema, document_field=self.document_field, where=where))
                 for key, part in parts
             ]
-            for key, texts in points:
-                self._writer().upsert(collection, texts, key)
+            for key, found in points:
+                writer.upsert(collection, found, key)
 
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
         """Remove these ids; those that aren't there are no error."""
@@ -490,12 +500,12 @@ class QdrantStore(Store):
     def _open_server(self) -> Server:
         assert self.host is not None
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return Server(
-            f"{'https' if self.https else 'http'}://{host}:{self.port}",
-            key=self.api_key.get_secret_value() if self.api_key else None,
-            timeout=self.timeout,
-            pace=self.pace,
-        )
+        url = f"{'https' if self.https else 'http'}://{host}:{self.port}"
+        key = self.api_key.get_secret_value() if self.api_key else None
+        if self.grpc_port is None:
+            return Server(url, key=key, timeout=self.timeout, pace=self.pace)
+        target = f"{host}:{self.grpc_port}"
+        return GrpcServer(url, target, key=key, timeout=self.timeout, pace=self.pace)
 
     def _schema(self, collection: str) -> CollectionSchema:
         reader = self._reader()
