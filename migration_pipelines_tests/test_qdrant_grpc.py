@@ -271,7 +271,7 @@ def test_a_grpc_port_that_nobody_listens_at_is_unavailable(
                 call(gone)
 
 
-def test_a_server_that_comes_back_is_found_again_at_once(
+def test_a_server_that_comes_back_is_found_again_within_three_seconds(
     store: QdrantStore, standin: QdrantGrpcStandin
 ) -> None:
     gate = Gate(lambda: socket.create_connection(("127.0.0.1", standin.grpc_port)))
