@@ -46,7 +46,7 @@ def folder_of(version: str, tmp_path: Path) -> Path:
     """The folder that a version wrote, unpacked."""
     folder = tmp_path / "db"
     with tarfile.open(FOLDERS / f"{version}.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder)
     return folder
 
 
