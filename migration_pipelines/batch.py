@@ -340,6 +340,11 @@ def record_digests(batch: pa.RecordBatch) -> list[int]:
     return [hashed(view[start:end]) for start, end in pairwise(ends)]
 
 
+def digest_column(digests: Iterable[int]) -> pa.Array:
+    """Return binary(16)[n_records] of some records' digests."""
+    return pa.array([digest.to_bytes(16, "big") for digest in digests], pa.binary(16))
+
+
 def digest(batches: Iterable[pa.RecordBatch]) -> int:
     """Return the digest of a set of records, whatever their order: the sum of theirs modulo 2**128."""
     return sum(sum(record_digests(batch)) for batch in batches) % _DIGEST_MODULUS

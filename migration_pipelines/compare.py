@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +19,16 @@ import pyarrow.compute as pc
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
-from migration_pipelines.batch import ID, ID_TYPE, NAMESPACE
+from migration_pipelines.batch import ID, NAMESPACE
+from migration_pipelines.buckets import N_BUCKETS, SUMMARY, Buckets, keys, stored_ids, summary
 from migration_pipelines.envelope import decode
-from migration_pipelines.ledger import writing
 from migration_pipelines.model import Value
 from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store
 from migration_pipelines.verify import Difference, compare
 
-_BUCKET_RECORDS = 200_000
-_MAX_BUCKETS = 200
 _PAGE_RECORDS = 2_000
 _SHOWN = 20
-_SUMMARY = pa.schema(
-    [
-        (ID, pa.string()),
-        (ID_TYPE, pa.string()),
-        (NAMESPACE, pa.string()),
-        # What names it in the store, which is another where the record has an envelope.
-        *((f"stored_{name}", pa.string()) for name in (ID, ID_TYPE, NAMESPACE)),
-        ("digest", pa.binary(16)),
-    ]
-)
 
 
 class Side(Value):
@@ -88,21 +75,17 @@ class _Collection:
             mapping.map_schema(self.schema)  # raises where a rule doesn't fit
         self.digest = self.count = 0
 
-    def summarise(self, n_buckets: int, on_batch: Callable[[int], None]) -> None:
-        """Read the whole collection into the buckets."""
-        with ExitStack() as stack, writing(self._folder):
-            self._folder.mkdir(parents=True)
-            writers = [
-                stack.enter_context(pa.ipc.new_file(str(self._path(bucket)), _SUMMARY))
-                for bucket in range(n_buckets)
-            ]
+    def summarise(self, on_batch: Callable[[int], None]) -> Buckets:
+        """Read the whole collection into buckets."""
+        found = Buckets(self._folder, SUMMARY)
+        with found.writing() as put:
             for span, ids in self.store.split(self.name, span_records=50_000, where=self._where):
                 for batch in self.store.scan(self.name, span, ids=ids, batch_records=_PAGE_RECORDS):
-                    for bucket, rows in self._summary(batch, n_buckets):
-                        writers[bucket].write_batch(rows)
+                    put(self._summary(batch))
                     on_batch(batch.num_rows)
+        return found
 
-    def _summary(self, stored: pa.RecordBatch, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _summary(self, stored: pa.RecordBatch) -> pa.RecordBatch:
         batch = batches.fit_namespaces(decode(stored), wanted=True)
         stored = batches.fit_namespaces(batches.ids_of(stored), wanted=True)
         if self._where is not None:
@@ -114,31 +97,16 @@ class _Collection:
         digests = batches.record_digests(batch)
         self.digest = batches.add_digests([self.digest, *digests])
         self.count += batch.num_rows
-        columns = [*batches.ids_of(batch).columns, *stored.columns]
-        raw = pa.array([digest.to_bytes(16, "big") for digest in digests], pa.binary(16))
-        rows = pa.RecordBatch.from_arrays([*columns, raw], schema=_SUMMARY)
-        buckets = batches.id_hashes(batch).view("u8")[::2] % n_buckets
-        for bucket in np.unique(buckets):
-            yield int(bucket), rows.filter(pa.array(buckets == bucket))
+        return summary(batch, stored, batches.digest_column(digests))
 
-    def bucket(self, number: int) -> pa.Table:
-        """Return the summaries of one bucket."""
-        with pa.memory_map(str(self._path(number))) as source:
-            return pa.ipc.open_file(source).read_all()
-
-    def fetch(self, summaries: pa.RecordBatch) -> pa.RecordBatch:
+    def fetch(self, rows: pa.Table) -> pa.RecordBatch:
         """Return whole records of some summaries, as they were before any envelope."""
-        names = (ID, ID_TYPE, NAMESPACE) if self.schema.has_namespaces else (ID, ID_TYPE)
-        stored = [summaries.column(f"stored_{name}") for name in names]
-        ids = pa.RecordBatch.from_arrays(stored, names=list(names))
+        ids = stored_ids(rows, has_namespaces=self.schema.has_namespaces)
         found = batches.fit_namespaces(decode(self.store.fetch(self.name, ids)), wanted=True)
         return found if self._mapping is None else self._mapping.apply(found).batch
 
     def side(self) -> Side:
         return Side(address=self.store.address(self.name), count=self.count, digest=f"{self.digest:032x}")
-
-    def _path(self, bucket: int) -> Path:
-        return self._folder / f"{bucket:03d}.arrow"
 
 
 def compare_collections(
@@ -166,17 +134,14 @@ def compare_collections(
             right = _Collection(
                 stores[1], target_collection, where if mapping is None else None, folder / "target"
             )
-            counts = max(stores[0].count(source_collection), stores[1].count(target_collection))
-            n_buckets = min(_MAX_BUCKETS, 1 + counts // _BUCKET_RECORDS)
-            left.summarise(n_buckets, on_batch)
-            right.summarise(n_buckets, on_batch)
-            return _compare(left, right, n_buckets)
+            summaries = left.summarise(on_batch), right.summarise(on_batch)
+            return _compare(left, right, summaries)
         finally:
             for store in stores:
                 store.close()
 
 
-def _compare(left: _Collection, right: _Collection, n_buckets: int) -> Comparison:
+def _compare(left: _Collection, right: _Collection, summaries: tuple[Buckets, Buckets]) -> Comparison:
     tally = dict.fromkeys(("equal", "within_tolerance", "missing", "extra", "different"), 0)
     examples: list[Difference] = []
 
@@ -184,11 +149,11 @@ def _compare(left: _Collection, right: _Collection, n_buckets: int) -> Compariso
         tally[kind] += len(found)
         examples.extend(found[: max(0, _SHOWN - len(examples))])
 
-    for number in range(n_buckets):
-        ours, theirs = left.bucket(number), right.bucket(number)
-        position = pc.index_in(_keys(ours), _keys(theirs))
+    for number in range(N_BUCKETS):
+        ours, theirs = (buckets.read(number) for buckets in summaries)
+        position = pc.index_in(keys(ours), keys(theirs))
         note("missing", _named(ours.filter(position.is_null()), "missing in the target"))
-        extra = pc.invert(pc.is_in(_keys(theirs), _keys(ours)))
+        extra = pc.invert(pc.is_in(keys(theirs), keys(ours)))
         note("extra", _named(theirs.filter(extra), "only in the target"))
         ours = ours.filter(position.is_valid())
         theirs = theirs.take(position.drop_null())
@@ -212,8 +177,8 @@ def _look_closer(
     where = np.flatnonzero(rows)
     for at in range(0, len(where), _PAGE_RECORDS):
         picked = pa.array(where[at : at + _PAGE_RECORDS])
-        expected = left.fetch(_one_batch(ours.take(picked)))
-        found = _like(right.fetch(_one_batch(theirs.take(picked))), expected)
+        expected = left.fetch(ours.take(picked))
+        found = _like(right.fetch(theirs.take(picked)), expected)
         differences = list(compare(expected, found, tolerance=tolerance))
         yield differences, expected.num_rows - len(differences)
 
@@ -233,10 +198,6 @@ def _like(found: pa.RecordBatch, expected: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=expected.schema.names)
 
 
-def _keys(table: pa.Table) -> pa.Array:
-    return batches.id_keys(table).combine_chunks()
-
-
 def _named(table: pa.Table, what: str) -> list[Difference]:
     names = zip(table[ID].to_pylist(), table[NAMESPACE].to_pylist(), strict=True)
     return [Difference(id=text, what=what, namespace=namespace) for text, namespace in names]
@@ -246,7 +207,3 @@ def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> npt.NDArray[np.bool
     if not len(left):
         return np.zeros(0, bool)
     return np.asarray(pc.equal(left, right).to_numpy())
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0]

@@ -9,11 +9,13 @@ import pyarrow as pa
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.buckets import sum_up
 from migration_pipelines.envelope import decode
 from migration_pipelines.ledger import Staged
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Partition
 from migration_pipelines.transform import EXTRACTED
+from migration_pipelines.watermark import greatest, mark_of
 
 
 def extract(migration: Migration, key: str) -> Staged:
@@ -27,7 +29,7 @@ def extract(migration: Migration, key: str) -> Staged:
         Staging has no room; what is there stays valid.
     """
     done = migration.ledger.staged(key, EXTRACTED)
-    if done is not None:
+    if done is not None and migration.ledger.digests(key) is not None:
         return done
     partition = migration.partition(key)
     with migration.scanning, migration.phase("extract", key):
@@ -43,6 +45,9 @@ def extract(migration: Migration, key: str) -> Staged:
 def _extract_once(migration: Migration, partition: Partition) -> Staged:
     started = time.monotonic()
     read = filtered = size = digest = 0
+    watermark = migration.config.watermark
+    marks: list[str | None] = []
+    summed_up: list[pa.RecordBatch] = []
 
     def in_scope() -> Iterator[pa.RecordBatch]:
         nonlocal read, filtered, size, digest
@@ -54,13 +59,18 @@ def _extract_once(migration: Migration, partition: Partition) -> Staged:
             filtered += batch.num_rows - kept.num_rows
             if kept.num_rows:
                 size += kept.nbytes
-                digest = batches.add_digests([digest, batches.digest([kept])])
+                digests = batches.record_digests(kept)
+                digest = batches.add_digests([digest, *digests])
+                summed_up.append(sum_up(kept, batches.digest_column(digests)))
+                if watermark is not None:
+                    marks.append(mark_of(kept, watermark))
                 migration.tell(
                     "batch-extracted", partition=partition.key, records=kept.num_rows, bytes=kept.nbytes
                 )
                 yield kept
 
     def describe(checksum: str) -> Staged:
+        migration.ledger.write_digests(partition.key, summed_up)
         return Staged(
             checksum=checksum,
             read=read,
@@ -70,6 +80,7 @@ def _extract_once(migration: Migration, partition: Partition) -> Staged:
             bytes=size,
             digest=f"{digest:032x}",
             seconds=time.monotonic() - started,
+            mark=None if watermark is None else greatest(marks, watermark),
         )
 
     schema = batches.arrow_schema(migration.plan.source_schema)
@@ -79,13 +90,17 @@ def _extract_once(migration: Migration, partition: Partition) -> Staged:
 def scan(migration: Migration, partition: Partition) -> Iterator[pa.RecordBatch]:
     """Yield a partition's records as they were before any envelope, checked against the plan's schema."""
     plan = migration.plan
-    found = migration.source.scan(
-        plan.source_collection,
-        partition.span,
-        ids=migration.span_ids(partition),
-        batch_records=migration.config.batch_size,
-        where=migration.where,
-    )
-    for batch in found:
+    for batch in _stored(migration, partition):
         batches.check_dimensions(batch, plan.source_schema, where=plan.source)
         yield batches.fit_namespaces(decode(batch), wanted=plan.source_schema.has_namespaces)
+
+
+def _stored(migration: Migration, partition: Partition) -> Iterator[pa.RecordBatch]:
+    source, collection, size = migration.source, migration.plan.source_collection, migration.config.batch_size
+    ids = migration.span_ids(partition)
+    if partition.change is None:
+        yield from source.scan(collection, partition.span, ids=ids, batch_records=size, where=migration.where)
+        return
+    assert ids is not None
+    for part in batches.split(ids, max_records=size, max_bytes=None):
+        yield source.fetch(collection, part)

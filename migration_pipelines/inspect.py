@@ -89,7 +89,7 @@ def _norms(batch: pa.RecordBatch) -> Iterator[npt.NDArray[np.float64]]:
             yield norms[np.isfinite(norms)]
 
 
-class _DistinctIds:
+class DistinctIds:
     """Counts distinct ids, within their namespaces and without, in 16 to 20 bytes a record."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class ProfileCounter:
         self._namespaces: Counter[str] = Counter()
         self._fields: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._present: Counter[str] = Counter()
-        self._ids = _DistinctIds()
+        self._ids = DistinctIds()
 
     def add_span(self, store: Store, collection: str, span: Span, ids: pa.RecordBatch | None) -> int:
         """Count the records of one span; returns how many are in scope."""
@@ -184,6 +184,11 @@ class ProfileCounter:
         ):
             self._add(decode(batch))
         return self._counts["records"] - before
+
+    def add_ids(self, store: Store, collection: str, ids: pa.RecordBatch) -> None:
+        """Count the records of these ids."""
+        for part in batches.split(ids, max_records=_BATCH_RECORDS, max_bytes=None):
+            self._add(decode(store.fetch(collection, part, vectors=self._looks_at_vectors)))
 
     def _add(self, batch: pa.RecordBatch) -> None:
         if self._where is not None:

@@ -3,9 +3,14 @@
     plan.json             the frozen plan
     prepared.json         the target is created (or was found fit) for this plan
     spans/<key>.arrow     ids of a partition, where the store's span is a list of ids
-    staged/<key>/         what a partition's phases left: <phase>.arrow and <phase>.json (its checksum)
+    staged/<key>/         what a partition's phases left: <phase>.arrow and <phase>.json (its checksum);
+                          digests.arrow, what names and sums up each of its records
     receipts/<key>.json   the proof of a partition
+    moved/<key>.arrow     what names and sums up each record that is proven to be in the target
     skipped/<key>.arrow   ids of a partition that the target held before, where those are left as they are
+    baseline.arrow        the same of all complete runs together (see `baseline`)
+    claimed/<key>.arrow   names of records that a run which wasn't completed may have added
+    deleted.arrow         ids of records that are in the baseline and no longer in the source
     rejects/              refused records with their reasons: a Parquet collection that can be migrated again
     report.json           the last report
     lease                 held while somebody works on the migration (kernel locks: a crash releases them)
@@ -19,7 +24,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,12 +35,17 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import ValidationError as SchemaError
 
-from migration_pipelines.batch import ID, NAMESPACE, id_batch, id_names
+from migration_pipelines.batch import ID, ID_TYPE, NAMESPACE, id_batch, id_names
 from migration_pipelines.errors import DiskFullError, LeaseHeldError, LedgerError, StagingCorruptError
 from migration_pipelines.model import Plan, Receipt, Value
 
 V = TypeVar("V", bound=Value)
 _CHUNK = 1 << 20
+_DELETED_ROWS = 1_000
+# What names a record of the source, whatever its store; and its digest (`batch.record_digests`), null where
+# it isn't known.
+NAMES = pa.schema([(ID, pa.string()), (ID_TYPE, pa.string()), (NAMESPACE, pa.string())])
+SUMMED_UP = NAMES.append(pa.field("digest", pa.binary(16)))
 
 
 class Staged(Value):
@@ -49,6 +59,7 @@ class Staged(Value):
     bytes: int
     digest: str
     seconds: float
+    mark: str | None = None  # the greatest watermark that was read
 
 
 class Ledger:
@@ -150,9 +161,9 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget everything but the lease and what can be made again, for a fresh plan."""
-        for name in ("prepared.json", "report.json"):
+        for name in ("prepared.json", "report.json", "deleted.json", "deleted.arrow"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("staged", "spans", "skipped", "receipts", "rejects"):
+        for name in ("staged", "spans", "skipped", "receipts", "rejects", "moved"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _read(self, name: str, kind: type[V]) -> V | None:
@@ -258,6 +269,74 @@ class Ledger:
                 checksum.update(chunk)
         return checksum.hexdigest()
 
+    # ── what names and sums up records ───────────────────────────────────────────────────────────────
+
+    def write_digests(self, key: str, rows: Sequence[pa.RecordBatch]) -> None:
+        """Keep what names and sums up each record that a partition extracted."""
+        write_batches(self.folder / f"staged/{key}/digests.arrow", SUMMED_UP, rows)
+
+    def digests(self, key: str) -> pa.Table | None:
+        """Return what `write_digests` kept of a partition; None where it isn't there."""
+        path = self.folder / f"staged/{key}/digests.arrow"
+        return _table(path) if path.exists() else None
+
+    def write_moved(self, key: str, rows: pa.Table) -> None:
+        """Keep what names and sums up the records of a partition that are proven to be in the target."""
+        write_batches(self.folder / f"moved/{key}.arrow", SUMMED_UP, rows.to_batches())
+
+    def moved(self, key: str) -> pa.Table:
+        """Return what `write_moved` kept of a partition."""
+        return _table(self.folder / f"moved/{key}.arrow")
+
+    def has_moved(self, key: str) -> bool:
+        """Whether `write_moved` kept something of a partition."""
+        return (self.folder / f"moved/{key}.arrow").exists()
+
+    def discard_moved(self) -> None:
+        """Remove what `write_moved` kept of all partitions."""
+        shutil.rmtree(self.folder / "moved", ignore_errors=True)
+
+    def write_deleted(self, rows: Iterable[pa.Table]) -> int:
+        """Keep the names of records that are in the target and no longer in the source; return how many."""
+        path = self.folder / "deleted.arrow"
+        write_batches(path, NAMES, (batch for table in rows for batch in table.to_batches()))
+        return len(_table(path))
+
+    def deleted(self) -> Iterator[pa.Table]:
+        """Yield the names of records that are in the target and no longer in the source, some at a time."""
+        path = self.folder / "deleted.arrow"
+        every = _table(path) if path.exists() else NAMES.empty_table()
+        for start in range(0, len(every), _DELETED_ROWS):
+            yield every.slice(start, _DELETED_ROWS)
+
+    def claim(self, key: str, names: pa.Table) -> None:
+        """Note, before they are written, which records a partition adds to the target."""
+        write_batches(self.folder / f"claimed/{key}.arrow", NAMES, names.to_batches())
+
+    def claimed(self) -> pa.Table:
+        """Return the names of all records that were claimed, some perhaps twice."""
+        return pa.concat_tables([NAMES.empty_table(), *map(_table, sorted(self._claims.glob("*.arrow")))])
+
+    def settle_claims(self, left: pa.Table) -> None:
+        """Forget all claims but those on the records that are `left`."""
+        for path in self._claims.glob("*.arrow"):
+            path.unlink()
+        if len(left):
+            self.claim("left", left)
+
+    @property
+    def _claims(self) -> Path:
+        return self.folder / "claimed"
+
+    def removed(self) -> int | None:
+        """Return how many records were removed from the target; None where that isn't done."""
+        path = self.folder / "deleted.json"
+        return int(orjson.loads(path.read_bytes())["removed"]) if path.exists() else None
+
+    def mark_removed(self, records: int) -> None:
+        """Note that those records are gone from the target."""
+        write_file(self.folder / "deleted.json", orjson.dumps({"removed": records}))
+
     # ── rejects ──────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -309,9 +388,10 @@ class Ledger:
         return path
 
     def discard_scratch(self) -> None:
-        """Remove what can be made again."""
-        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
-        for name in ("spans", "skipped"):
+        """Remove what can be made again; of an incremental plan the spans stay, which say what changed."""
+        plan = self.plan()
+        spans = ["spans"] if plan is None or plan.changes is None else []
+        for name in ("scratch", "skipped", *spans):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
@@ -365,6 +445,11 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
     replace_file(path, write)
     return checksum.hexdigest()
+
+
+def _table(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 class _Checked:

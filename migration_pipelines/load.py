@@ -9,6 +9,7 @@ from functools import partial
 import pyarrow as pa
 
 from migration_pipelines import batch as batches
+from migration_pipelines.baseline import forget_baseline
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -18,6 +19,7 @@ from migration_pipelines.errors import (
 )
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Plan, Value
+from migration_pipelines.sync import claim_added, remove_deleted
 from migration_pipelines.transform import require_staged, staged_phase
 
 # A batch of which every single record is refused says that something else is wrong than its records.
@@ -57,6 +59,8 @@ def prepare(migration: Migration) -> None:
             _create_empty(migration, plan)
         elif plan.on_existing == "refuse":
             _check_still_empty(migration, plan)
+        if plan.changes is None:
+            forget_baseline(ledger)  # before the first write: what comes doesn't build on it
         if not plan.target_exists or plan.on_existing == "replace":
             migration.target.begin_load(plan.target_collection)
         ledger.mark_prepared(plan)
@@ -106,11 +110,14 @@ def load(migration: Migration, key: str) -> Loaded:
 def _load(migration: Migration, key: str) -> Loaded:
     started = time.monotonic()
     require_staged(migration, key, staged_phase(migration.plan))
-    if migration.plan.on_existing == "skip" and migration.ledger.skipped_ids(key) is None:
+    partition = migration.partition(key)
+    skips = migration.plan.on_existing == "skip" and partition.change != "changed"
+    if skips and migration.ledger.skipped_ids(key) is None:
         # Before the first write: after it, what this partition wrote looks like what was there.
         skipped = _already_there(migration, key)
         migration.ledger.write_skipped(key, skipped)
         migration.tell("skipped", phase="load", partition=key, records=skipped.num_rows)
+    claim_added(migration, partition)
     retry = partial(migration.retry, phase="load", partition=key)
     if migration.target.writes_whole_parts:
         loaded, size, refused, reasons = retry(lambda: _write_part(migration, key, lambda write: write()))
@@ -186,11 +193,12 @@ def _write(call: Call, write: Write, batch: pa.RecordBatch) -> tuple[list[pa.Rec
 
 
 def publish(migration: Migration) -> None:
-    """Finish the bulk load when every partition is verified: search indexes are built, files published.
+    """Finish the load when every partition is verified: deletes are applied, indexes built, files published.
 
     Idempotent. A collection that held records before keeps the indexes that it has.
     """
     plan = migration.plan
+    remove_deleted(migration)
     if plan.target_count and plan.on_existing != "replace":
         return
     started = time.monotonic()

@@ -61,6 +61,16 @@ class MigrationConfig(Value):
         The metric of the target, where it isn't the source's.
     max_rejects
         How many refused records still count as complete.
+    incremental
+        Move only what is new or changed since the last complete run; all of it where there was none. What
+        `on_existing` says is then about ids that no earlier run moved; what one did move is replaced.
+    apply_deletes
+        Remove from the target what earlier runs moved and the source doesn't have any more, or not in scope;
+        else it is only counted.
+    watermark, watermark_overlap
+        A metadata field that grows with every change of a record, and how far before the greatest value that
+        the last run saw an incremental one begins: in the field's own unit, for moments in seconds. Without
+        it every record is read and compared by its digest.
     """
 
     source: str
@@ -76,6 +86,10 @@ class MigrationConfig(Value):
     allow_losses: tuple[str, ...] = ()
     metric: Metric | None = None
     max_rejects: int = Field(default=0, ge=0)
+    incremental: bool = False
+    apply_deletes: bool = False
+    watermark: str | None = None
+    watermark_overlap: float = Field(default=0.0, ge=0)
     retry: RetryPolicy = RetryPolicy()
 
     def frozen_part(self) -> dict[str, Any]:
@@ -87,6 +101,9 @@ class MigrationConfig(Value):
         where = filters.parse(self.filter)
         chosen["filter"] = None if where is None else filters.to_json(where)
         chosen["schema_mapping"] = None if self.schema_mapping is None else self.schema_mapping.document()
+        if self.incremental:
+            names = ("incremental", "apply_deletes", "watermark", "watermark_overlap")
+            chosen |= {name: getattr(self, name) for name in names}
         for side in ("source", "target"):
             store, collection = open_address(getattr(self, side))
             chosen[side] = _wherever_we_are(store.address(collection))
@@ -214,6 +231,7 @@ class Migration:
     listener: Listener = ignore
     source_store: Store | None = None  # in place of the one that the address would open, secrets and all
     target_store: Store | None = None
+    history_ledger: Ledger | None = None  # of the real migration, where this one is only tried
     stopping: threading.Event = field(default_factory=threading.Event)  # workers stop at their next batch
     _failures: list[BaseException] = field(
         default_factory=list, init=False
@@ -258,6 +276,11 @@ class Migration:
         """The store to write to."""
         return self._target_address[0]
 
+    @property
+    def history(self) -> Ledger:
+        """The ledger that tells what earlier runs have left in the target."""
+        return self.history_ledger or self.ledger
+
     @cached_property
     def scanning(self) -> AbstractContextManager[Any]:
         """Entered to read the source: waits while as many workers read it as its store is best read by."""
@@ -301,8 +324,8 @@ class Migration:
         if plan.config_digest == self.config.digest():
             return
         now = self.config.frozen_part()
-        changed = sorted(key for key in now if now[key] != plan.config.get(key))
-        listing = "; ".join(f"{key} was {plan.config.get(key)!r}, is {now[key]!r}" for key in changed)
+        changed = sorted(key for key in {*now, *plan.config} if now.get(key) != plan.config.get(key))
+        listing = "; ".join(f"{key} was {plan.config.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise PlanChangedError(
             f"the plan in {self.ledger.folder} was frozen with other settings ({listing}): "
             "go on with those, or start afresh with --fresh",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -187,6 +187,22 @@ class Partition(Value):
 
     key: str
     span: Span
+    change: Literal["new", "changed"] | None = None  # by an incremental plan: the span is a list of ids
+
+
+class Changes(Value):
+    """What an incremental plan found since the last complete run.
+
+    `claimed` of the changed records may have been added by a run that wasn't completed, or not; `removes`
+    says whether the deleted ones are removed from the target.
+    """
+
+    new: int
+    changed: int
+    claimed: int
+    unchanged: int
+    deleted: int
+    removes: bool
 
 
 class Profile(Value):
@@ -253,6 +269,7 @@ class Plan(Value):
     partitions: tuple[Partition, ...]
     schema_mapping: str | None = None  # the digest of the user's own mapping
     mapped_schema: CollectionSchema | None = None  # of the source's records after it
+    changes: Changes | None = None  # of an incremental plan, whose profile and partitions are of what changed
 
     @property
     def moved_schema(self) -> CollectionSchema:
@@ -289,3 +306,4 @@ class Receipt(Value):
     bytes: int
     digest: str
     seconds: Mapping[str, float]
+    mark: str | None = None  # the greatest watermark that was read

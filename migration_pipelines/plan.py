@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
+from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.baseline import Baseline
 from migration_pipelines.batch import ID
 from migration_pipelines.envelope import RESERVED, decode
 from migration_pipelines.errors import (
@@ -18,6 +20,7 @@ from migration_pipelines.errors import (
 )
 from migration_pipelines.inspect import ProfileCounter, Sample, take_sample
 from migration_pipelines.mapping import (
+    IdStrategy,
     check_existing,
     check_namespaces,
     choose_id_strategy,
@@ -28,6 +31,7 @@ from migration_pipelines.mapping import (
 )
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import (
+    Changes,
     CollectionSchema,
     Estimate,
     IdKind,
@@ -37,12 +41,22 @@ from migration_pipelines.model import (
     Profile,
 )
 from migration_pipelines.store import Address, Store
+from migration_pipelines.sync import (
+    baseline_of,
+    change_partitions,
+    choose_strategy,
+    compared,
+    is_done,
+    on_existing,
+)
 
 _SHOWN = 5  # ids in a message
 
 
 def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
     """Return the frozen plan; make it where there is none, or where a fresh one is asked for.
+
+    An incremental migration whose plan is complete is planned anew: with what changed since.
 
     Nothing is written but the ledger. The source is read whole, without its vectors, so that losses are
     counted and ids proven distinct before anything reaches the target.
@@ -61,7 +75,11 @@ def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
         The source changed while it was counted.
     """
     previous = migration.ledger.plan()
-    if previous is not None and not fresh:
+    if (
+        previous is not None
+        and not fresh
+        and not (migration.config.incremental and is_done(migration, previous))
+    ):
         migration.check_unchanged(previous)
         return previous
     with migration.phase("plan"):
@@ -81,7 +99,11 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
     collection, wanted = migration.source_collection, migration.target_collection
     fingerprint = source.fingerprint(collection)
     schema = source.describe(collection)
-    existing, count = _existing_target(migration)
+    baseline = baseline_of(migration)
+    existing, count = _existing_target(migration, baseline)
+    if existing is None:
+        baseline = None  # nothing is left of what was moved: everything is new
+    how = config.on_existing if baseline is None else on_existing(config.on_existing)
     if keep:
         migration.ledger.clear()
     mapping = migration.mapping
@@ -94,7 +116,12 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         accepts_id=target.accepts_id,
         mapping=mapping,
     )
-    partitions = _partitions(migration, counter, generation=generation, keep=keep)
+    strategy: IdStrategy | None = None
+    changes: Changes | None = None
+    if baseline is None:
+        partitions = _partitions(migration, counter, generation=generation, keep=keep)
+    else:
+        partitions, changes, strategy = _changes(migration, baseline, counter, generation=generation)
     sample = take_sample(source, collection, mapping=mapping)
     profile = counter.profile(sample)
     if source.fingerprint(collection) != fingerprint:
@@ -104,12 +131,13 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
     _check_ids(profile, source.address(collection), made_from=None if mapping is None else mapping.id_from)
     same_ids = mapping is None or mapping.id_from is None
     source_schema, schema = _as_found(schema, profile, same_ids=same_ids), _as_found(moved, profile)
-    kept = existing if config.on_existing != "replace" else None
+    kept = existing if how != "replace" else None
     has_namespaces = keeps_namespaces(schema, target, kept)
     if has_namespaces:
         check_namespaces(profile.namespaces.keys() or {""}, target, where=target.address(wanted))
-    repeats = bool(profile.repeated_ids) and not (has_namespaces and target.shares_ids)
-    strategy = choose_id_strategy(schema.id_kinds, target.capabilities, needs_namespace=repeats)
+    if strategy is None:
+        repeats = bool(profile.repeated_ids) and not (has_namespaces and target.shares_ids)
+        strategy = choose_id_strategy(schema.id_kinds, target.capabilities, needs_namespace=repeats)
     mapped = map_schema(schema, target, name=wanted, strategy=strategy, metric=config.metric)
     if kept is not None:
         check_existing(mapped, kept, where=target.address(wanted))
@@ -132,7 +160,7 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         target_schema=mapped,
         target_exists=existing is not None,
         target_count=count,
-        on_existing=config.on_existing,
+        on_existing=how,
         where=config.frozen_part()["filter"],
         id_strategy=strategy.value,
         encodes=any(loss.kept in RESERVED for loss in losses) or _needs_envelope(migration, profile),
@@ -143,10 +171,11 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         partitions=partitions,
         schema_mapping=None if mapping is None else mapping.digest(),
         mapped_schema=None if mapping is None else schema,
+        changes=changes,
     )
 
 
-def _existing_target(migration: Migration) -> tuple[CollectionSchema | None, int]:
+def _existing_target(migration: Migration, baseline: Baseline | None) -> tuple[CollectionSchema | None, int]:
     """Return schema and count of the target collection as it is; (None, 0) where there is none."""
     target, collection = migration.target, migration.target_collection
     try:
@@ -155,7 +184,7 @@ def _existing_target(migration: Migration) -> tuple[CollectionSchema | None, int
         return None, 0
     if _is_within(migration.source, target, migration.source_collection, collection):
         raise ConfigurationError(f"{target.address(collection)} is both source and target")
-    if count and migration.config.on_existing == "refuse":
+    if count and baseline is None and migration.config.on_existing == "refuse":
         raise TargetNotEmptyError(
             f"{target.address(collection)} holds {count} records, an empty or absent collection was "
             "expected: say --on-existing merge or replace, or choose another target",
@@ -194,6 +223,20 @@ def _partitions(
         migration.tell("batch-planned", partition=key, records=span.records)
         found.append(Partition(key=key, span=span))
     return tuple(found)
+
+
+def _changes(
+    migration: Migration, baseline: Baseline, counter: ProfileCounter, *, generation: int
+) -> tuple[tuple[Partition, ...], Changes, IdStrategy]:
+    """Fix the partitions of what changed since the baseline, and count what they hold."""
+    with compared(migration, baseline) as found:
+        strategy = choose_strategy(migration, baseline, found)
+        partitions, changes = change_partitions(migration, found, generation=generation)
+    for partition in partitions:
+        ids = migration.span_ids(partition)
+        assert ids is not None
+        counter.add_ids(migration.source, migration.source_collection, ids)
+    return partitions, changes, strategy
 
 
 def _check_ids(profile: Profile, where: str, *, made_from: str | None) -> None:
@@ -281,18 +324,32 @@ def check_free(migration: Migration, made: Plan) -> None:
 
 
 def _in_scope(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
-    """Yield the records in scope as they are moved, without their vectors; no batch is empty."""
-    source, where = migration.source, migration.where
-    size = migration.config.batch_size
-    for span, ids in source.split(made.source_collection, span_records=50_000, where=where):
-        for stored in source.scan(
-            made.source_collection, span, ids=ids, batch_records=size, where=where, vectors=False
-        ):
-            batch = decode(stored)
-            kept = batch if where is None else batch.filter(filters.mask(where, batch))
-            moved = migration.mapped(kept)
-            if moved.num_rows:
-                yield moved
+    """Yield the records in scope as they are moved, without their vectors; no batch is empty.
+
+    Of an incremental plan only those that no earlier run has moved.
+    """
+    where = migration.where
+    for stored in _stored(migration, made):
+        batch = decode(stored)
+        kept = batch if where is None else batch.filter(filters.mask(where, batch))
+        moved = migration.mapped(kept)
+        if moved.num_rows:
+            yield moved
+
+
+def _stored(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
+    source, collection, size = migration.source, made.source_collection, migration.config.batch_size
+    if made.changes is None:
+        for span, ids in source.split(collection, span_records=50_000, where=migration.where):
+            yield from source.scan(
+                collection, span, ids=ids, batch_records=size, where=migration.where, vectors=False
+            )
+        return
+    for partition in made.partitions:
+        names = migration.span_ids(partition)
+        if partition.change == "new" and names is not None:
+            for part in batches.split(names, max_records=size, max_bytes=None):
+                yield source.fetch(collection, part, vectors=False)
 
 
 def _warnings(source: CollectionSchema, target: CollectionSchema, profile: Profile) -> list[str]:

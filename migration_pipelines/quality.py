@@ -88,6 +88,8 @@ class QualityReport(Value):
 def run_quality(migration: Migration, *, max_records: int = 50_000) -> QualityReport:
     """Run the suite on what arrived in the target; never raises for what it finds.
 
+    Of an incremental migration that is what the last run moved.
+
     Parameters
     ----------
     max_records
@@ -232,7 +234,11 @@ def _read(migration: Migration, max_records: int) -> tuple[dict[str, list[Any]],
         records = store.count(collection)
     limit = None if records <= max_records else max_records
     spans = 0
-    for found in _spans(store, collection, limit=limit, vectors=not merged):
+    if plan.changes is not None:
+        parts = _changed(migration, limit)
+    else:
+        parts = _spans(store, collection, limit=limit, vectors=not merged)
+    for found in parts:
         spans += 1
         for batch in found:
             arrived = _fetch_merged(migration, decode(batch)) if merged else batch
@@ -240,6 +246,19 @@ def _read(migration: Migration, max_records: int) -> tuple[dict[str, list[Any]],
                 if name in columns:
                     columns[name] += values
     return columns, None if limit is None else spans
+
+
+def _changed(migration: Migration, limit: int | None) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Yield the batches of what changed, by partition, from the source; at most about `limit` records."""
+    source, plan = migration.source, migration.plan
+    share = 1.0 if limit is None else limit / plan.profile.records
+    for partition in plan.partitions:
+        ids = migration.span_ids(partition)
+        assert ids is not None
+        parts = batches.split(
+            ids.slice(0, math.ceil(ids.num_rows * share)), max_records=_BATCH_RECORDS, max_bytes=None
+        )
+        yield (source.fetch(plan.source_collection, part, vectors=False) for part in parts)
 
 
 def _spans(

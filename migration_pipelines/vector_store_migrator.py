@@ -168,6 +168,9 @@ class VectorStoreMigrator:
         filter: Any = None,  # noqa: A002 - the word that those who use vector stores know
         dry_run: bool = False,
         incremental: bool = False,
+        apply_deletes: bool = False,
+        watermark: str | None = None,
+        watermark_overlap: float = 0.0,
         resume: bool = False,
         checkpoint_file: str | Path | None = None,
         on_conflict: Literal["overwrite", "skip", "fail"] = "overwrite",
@@ -197,7 +200,13 @@ class VectorStoreMigrator:
             Only find out what would happen: nothing is written, but the counts, the losses and what stands
             in the way.
         incremental
-            Not to be had yet: any value but the default raises `UnsupportedOperationError`.
+            Move only what is new or changed since the last complete run between these collections, found by
+            the digests of all records; everything where there was none. `metadata["changes"]` counts it.
+        apply_deletes
+            Remove from the target what an earlier run moved and the source doesn't have any more.
+        watermark, watermark_overlap
+            A metadata field that grows with every change of a record: then only records that aren't older
+            than the greatest value of the last run, less the overlap, are read whole.
         schema_mapping
             What becomes of fields, ids and vectors on the way: a `SchemaMapping`, or its rules as a mapping.
         resume
@@ -231,7 +240,8 @@ class VectorStoreMigrator:
         MigrationError
             Whatever else fails all partitions alike: a store is gone, a login refused, a disk full.
         """
-        _refuse_unbuilt(incremental=incremental, worker_type=worker_type)
+        if worker_type not in ("thread", "process"):
+            raise ConfigurationError(f"worker_type is 'thread' or 'process', not {worker_type!r}")
         move = self._move(source_collection, target_collection, source_namespace, target_namespace)
         config = move.config(
             filter=filter,
@@ -242,6 +252,10 @@ class VectorStoreMigrator:
             allow_losses=tuple(allow_losses),
             retry=self._retry,
             schema_mapping=schema_mapping,
+            incremental=incremental,
+            apply_deletes=apply_deletes,
+            watermark=watermark,
+            watermark_overlap=watermark_overlap,
         )
         if worker_type == "process" and config.schema_mapping and config.schema_mapping.uses_functions:
             raise ConfigurationError(
@@ -249,7 +263,7 @@ class VectorStoreMigrator:
             )
         watch = Stopwatch()
         if dry_run:
-            return self._dry_run(move, config, watch)
+            return self._dry_run(move, config, checkpoint_file, watch)
         ledger = _ledger(config, checkpoint_file, resume=resume)
         migration = move.migration(config, ledger)
         migration.listener = self._listener(migration)
@@ -262,9 +276,13 @@ class VectorStoreMigrator:
             report = run_migration(migration, fresh=not resume)
         return self._result(migration, report, watch)
 
-    def _dry_run(self, move: _Move, config: MigrationConfig, watch: Stopwatch) -> MigrationResult:
+    def _dry_run(
+        self, move: _Move, config: MigrationConfig, checkpoint: str | Path | None, watch: Stopwatch
+    ) -> MigrationResult:
         plan, problems = None, []
         with move.trial(config) as migration:
+            if checkpoint is None or Path(checkpoint).exists():
+                migration.history_ledger = _ledger(config, checkpoint, resume=True)
             try:
                 plan = draft(migration)
                 check_losses(plan)
@@ -445,17 +463,6 @@ def _bound(store: Store, namespace: str | None) -> Store:
     return type(store)(**{name: getattr(store, name) for name in fields} | {"namespace": namespace})
 
 
-def _refuse_unbuilt(*, incremental: bool, worker_type: str) -> None:
-    """Raise for what is asked for and isn't there: nothing pretends."""
-    missing = None
-    if incremental:
-        missing = "incremental migration: leave it out, and every record in scope is moved again"
-    elif worker_type not in ("thread", "process"):
-        raise ConfigurationError(f"worker_type is 'thread' or 'process', not {worker_type!r}")
-    if missing:
-        raise UnsupportedOperationError(f"there is no {missing}", operation=missing.partition(":")[0])
-
-
 def _on_existing(on_conflict: str) -> str:
     if on_conflict not in _ON_EXISTING:
         raise ConfigurationError(f"on_conflict is one of {', '.join(_ON_EXISTING)}, not {on_conflict!r}")
@@ -483,6 +490,7 @@ def _of_plan(plan: Plan | None) -> dict[str, Any]:
         "partitions": len(plan.partitions),
         "target_exists": plan.target_exists,
         "target_count": plan.target_count,
+        "changes": None if plan.changes is None else plan.changes.model_dump(),
         "losses": [loss.model_dump() for loss in plan.losses],
         "warnings": list(plan.warnings),
     }

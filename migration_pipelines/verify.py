@@ -16,6 +16,7 @@ from migration_pipelines.batch import ID, NAMESPACE
 from migration_pipelines.errors import VerificationError
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Receipt, Value
+from migration_pipelines.sync import sum_up_moved
 from migration_pipelines.transform import EXTRACTED, require_staged, staged_phase
 
 _SHOWN = 20
@@ -73,9 +74,11 @@ def _verify(migration: Migration, key: str) -> Receipt:
         verified=verified,
         bytes=extracted.bytes,
         digest=extracted.digest,
+        mark=extracted.mark,
         seconds={"extract": extracted.seconds, "verify": time.monotonic() - started},
     )
     _check_sum(receipt, migration)
+    sum_up_moved(migration, key, left_out)
     ledger.write_receipt(receipt)
     ledger.discard_staged(key)
     migration.tell(

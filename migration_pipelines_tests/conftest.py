@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import uuid
 
+import hypothesis
 import pytest
 
 from migration_pipelines_tests.conformance import all_harnesses
 from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness
+
+# How long an example takes says nothing of ours on a machine that others use too.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", params=all_harnesses(), ids=lambda harness: harness.__name__)

@@ -63,6 +63,24 @@ def read_all(store: Any, collection: str = "docs", *, span_records: int = 25) ->
     ]
 
 
+def test_a_folder_that_had_no_room_is_opened_once_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chromadb.api.rust import RustBindingsAPI
+
+    def refuse(_: Any) -> None:
+        raise OSError("No space left on device")
+
+    store = ChromaStore(path=str(tmp_path / "folder"))
+    with monkeypatch.context() as full:
+        full.setattr(RustBindingsAPI, "start", refuse)
+        with pytest.raises(errors.DiskFullError):
+            store.create(SCHEMA)
+    store.create(SCHEMA)  # by an engine of its own: Chroma keeps the one that didn't start
+    assert store.count("docs") == 0
+    store.close()
+
+
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -308,13 +308,6 @@ def test_a_collection_that_is_not_there_is_a_usage_error(source: Any) -> None:
         migrator(source, new_store()).migrate("nothing")
 
 
-@pytest.mark.parametrize("asked", [{"incremental": True}])
-def test_what_is_not_there_is_refused_by_its_name(source: Any, asked: dict[str, Any]) -> None:
-    target = new_store(ReadOnlyStore)
-    with pytest.raises(UnsupportedOperationError, match=next(iter(asked))):
-        migrator(source, target).migrate("docs", **asked)
-
-
 @pytest.mark.parametrize(
     "asked",
     [

@@ -150,4 +150,4 @@ def tag_run(context: dg.AssetExecutionContext, declared: Declared, plan: Plan | 
     tags = {NAME_TAG: declared.spec.name}
     if plan is not None:
         tags |= {GENERATION_TAG: str(plan.generation), ID_TAG: plan.migration_id}
-    context.instance.add_run_tags(context.run_id, tags)
+    context.instance.add_run_tags(context.run.run_id, tags)

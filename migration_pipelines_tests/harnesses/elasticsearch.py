@@ -38,6 +38,7 @@ class ElasticsearchHarness(Harness):
     """A server or its stand-in."""
 
     store: ElasticsearchStore
+    one_type_a_field: ClassVar[bool] = True
     sparse_is_positive: ClassVar[bool] = True
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (r"database is locked", TransientError, "another process has the folder open"),
     (r"", StoreRefusedError, "Chroma refuses it for good"),
 )
+
+
+_opening = threading.Lock()
 
 
 def classify(error: Exception) -> tuple[type[MigrationError], str]:
@@ -84,7 +88,21 @@ def open_folder(folder: Path, *, tenant: str, database: str) -> Any:
     from chromadb.config import Settings
 
     settings = Settings(anonymized_telemetry=False)
-    return chromadb.PersistentClient(folder, settings, tenant=tenant, database=database)
+    with _opening:  # clients of one folder share an engine, which Chroma makes without regard to threads
+        try:
+            return chromadb.PersistentClient(folder, settings, tenant=tenant, database=database)
+        except Exception:
+            _forget_broken(str(folder))
+            raise
+
+
+def _forget_broken(folder: str) -> None:
+    """Have Chroma start its engine anew next time: it keeps one that couldn't start, and gives it again."""
+    from chromadb.api.shared_system_client import SharedSystemClient as Shared
+
+    with Shared._refcount_lock:  # noqa: SLF001 - no public way
+        if not Shared._identifier_to_refcount.get(folder):  # noqa: SLF001
+            Shared._identifier_to_system.pop(folder, None)  # noqa: SLF001
 
 
 def open_server(
