@@ -8,6 +8,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from math import log
 from pathlib import Path
 
 from migration_pipelines import batch as batches
@@ -24,6 +25,9 @@ from migration_pipelines.store import Store, open_address
 from migration_pipelines.validate import require_complete
 
 _SAMPLE_RECORDS = 4_000
+_SMALLER = 4  # a smaller sample, by so many times, tells how much slower a larger collection is per record
+# A graph grows by n log n, and by what no longer fits into caches; more than this is noise.
+_MAX_GROWTH = 1.3
 
 
 class Rehearsal(Value):
@@ -31,14 +35,36 @@ class Rehearsal(Value):
 
     records: int
     written_bytes: int  # as batches, in the layout of the target
-    seconds_per_record: float  # read, transform, load, read back and compare
+    other_seconds: float  # read, transform, read back and compare
+    load_seconds: float  # in some stores a graph is built on the way
     build_seconds: float  # what finishing took beyond its fixed cost: search indexes
     fixed_seconds: float
+    load_growth: float = 1.0  # loading n records takes as long as n ** load_growth
+    build_growth: float = 1.0
 
     def seconds(self, records: int) -> float:
         """Return how long that many records will take."""
-        scale = records / self.records
-        return records * self.seconds_per_record + self.build_seconds * scale + self.fixed_seconds
+        times = records / self.records
+        grown: float = (
+            self.load_seconds * times**self.load_growth + self.build_seconds * times**self.build_growth
+        )
+        return self.other_seconds * times + grown + self.fixed_seconds
+
+    def beside(self, smaller: Rehearsal) -> Rehearsal:
+        """Return the same with the growth that a rehearsal of fewer records shows."""
+        times = self.records / smaller.records
+        return self.model_copy(
+            update={
+                "load_growth": _growth(self.load_seconds, smaller.load_seconds, times),
+                "build_growth": _growth(self.build_seconds, smaller.build_seconds, times),
+            }
+        )
+
+
+def _growth(seconds: float, smaller: float, times: float) -> float:
+    if seconds <= 0 or smaller <= 0 or times <= 1:
+        return 1.0
+    return min(max(log(seconds / smaller) / log(times), 1.0), _MAX_GROWTH)
 
 
 def estimate(migration: Migration, *, write_sample: bool, price_per_gb: float | None) -> MigrationEstimate:
@@ -109,12 +135,20 @@ def rehearse(migration: Migration, plan: Plan) -> Rehearsal | None:
     MigrationError
         The target refuses the scratch collection or its records.
     """
+    found = _rehearsed(migration, plan, _SAMPLE_RECORDS)
+    if found is None or found.records < _SAMPLE_RECORDS:
+        return found
+    smaller = _rehearsed(migration, plan, _SAMPLE_RECORDS // _SMALLER)
+    return found if smaller is None else found.beside(smaller)
+
+
+def _rehearsed(migration: Migration, plan: Plan, limit: int) -> Rehearsal | None:
     name = f"estimate{uuid.uuid4().hex[:8]}"  # letters and digits: a name in every store
     memory, _ = open_address(f"memory:{name}")
     memory.create(plan.source_schema.model_copy(update={"name": name}))
     try:
         started = time.monotonic()
-        records = _take(migration, plan, memory, name)
+        records = _take(migration, plan, memory, name, limit=limit)
         read_seconds = time.monotonic() - started
         return _moved(migration, memory, name, read_seconds) if records else None
     finally:
@@ -123,15 +157,15 @@ def rehearse(migration: Migration, plan: Plan) -> Rehearsal | None:
             migration.target.drop(name)
 
 
-def _take(migration: Migration, plan: Plan, memory: Store, name: str) -> int:
-    """Put the first records of the source into memory; returns how many."""
+def _take(migration: Migration, plan: Plan, memory: Store, name: str, *, limit: int) -> int:
+    """Put the first records of the source into memory, at most `limit`; returns how many."""
     source, collection, records = migration.source, plan.source_collection, 0
-    for span, ids in source.split(collection, span_records=_SAMPLE_RECORDS):
+    for span, ids in source.split(collection, span_records=limit):
         for stored in source.scan(collection, span, ids=ids, batch_records=migration.config.batch_size):
             batch = batches.fit_namespaces(decode(stored), wanted=plan.source_schema.has_namespaces)
-            memory.upsert(name, batch.slice(0, _SAMPLE_RECORDS - records))
+            memory.upsert(name, batch.slice(0, limit - records))
             records = memory.count(name)
-            if records >= _SAMPLE_RECORDS:
+            if records >= limit:
                 return records
     return records
 
@@ -169,11 +203,11 @@ def _moved(migration: Migration, memory: Store, name: str, read_seconds: float) 
         )
         trial.close()
     records = report.records["verified"]
-    moving = read_seconds + seconds["transformed"] + seconds["loaded"] + verify_seconds
     return Rehearsal(
         records=records,
         written_bytes=written["loaded"],
-        seconds_per_record=moving / records,
+        other_seconds=read_seconds + seconds["transformed"] + verify_seconds,
+        load_seconds=seconds["loaded"],
         build_seconds=max(0.0, seconds["published"] - fixed),
         fixed_seconds=fixed,
     )
