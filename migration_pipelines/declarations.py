@@ -18,7 +18,8 @@ One folder each, with a `defs.yaml` that Dagster's components read too:
       schedule: "0 3 * * *"
 
 A `StoreMigration` lists the `collections` of a store and stands for a migration each, `<name>_<collection>`.
-`{{ env.NAME }}` stands for an environment variable: the only place for a secret.
+`{{ env.NAME }}` stands for an environment variable, or for a secret from where `credentials` finds it:
+the only place for one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import yaml
 from pydantic import Field, model_validator
 from pydantic import ValidationError as SchemaError
 
+from migration_pipelines.credentials import secret
 from migration_pipelines.errors import ConfigurationError
 from migration_pipelines.migration import Listener, Migration, MigrationConfig, ignore, ledger_for
 from migration_pipelines.model import Value
@@ -290,10 +292,11 @@ def with_environment(value: Any, path: object) -> Any:
 
 
 def _variable(name: str, path: object) -> str:
-    try:
+    if name in os.environ:
         return os.environ[name]
-    except KeyError:
-        raise ConfigurationError(f"{path} needs the environment variable {name}, which isn't set") from None
+    if found := secret(name):  # from a keyring, or printed by a command
+        return found
+    raise ConfigurationError(f"{path} needs the environment variable {name}, which isn't set")
 
 
 def _validated(kind: type[Any], attributes: Mapping[str, Any], where: object) -> Any:

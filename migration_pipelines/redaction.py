@@ -26,6 +26,11 @@ def remember_secrets(settings: Any) -> None:
             _known.add(value.get_secret_value())
 
 
+def remember(secret: str) -> None:
+    """Remember a secret, wherever it came from, for as long as the process lives."""
+    _known.add(secret)
+
+
 def redacted(text: str, arguments: Sequence[str] = ()) -> str:
     """Return a text without passwords: of addresses, of the environment, of the stores that were opened.
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -32,6 +31,7 @@ from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -188,7 +188,7 @@ class ChromaStore(Store):
             if not address.path:
                 raise ConfigurationError(f"{address} names no folder: expected chroma:./folder#collection")
             return cls(path=address.path, **options), address.collection
-        secret = address.password or os.environ.get("CHROMA_TOKEN", "").strip()
+        secret = address.password or find_secret("CHROMA_TOKEN").strip()
         store = cls(
             host=address.host,
             port=address.port or _PORT,

@@ -18,7 +18,6 @@ What `fingerprint` misses: nothing, since every write of a shard has a number.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from pydantic import PositiveFloat, PrivateAttr, SecretStr
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.errors import (
     AuthenticationError,
     CollectionNotFoundError,
@@ -184,8 +184,8 @@ class ElasticsearchStore(Store):
                 found=unknown,
             )
         options: dict[str, Any] = {**address.query, "https": address.query.get("https") == "true"}
-        password = address.password or os.environ.get("ELASTICSEARCH_PASSWORD")
-        api_key = None if address.password else os.environ.get("ELASTICSEARCH_API_KEY")
+        password = address.password or find_secret("ELASTICSEARCH_PASSWORD")
+        api_key = None if address.password else find_secret("ELASTICSEARCH_API_KEY")
         store = cls(
             host=address.host,
             port=address.port or _PORT,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -181,8 +181,8 @@ class MilvusStore(Store):
                     f"{address}: expected milvus:path#collection or milvus://host:port/…"
                 )
             return cls(path=address.path, **options), address.collection
-        token = os.environ.get("MILVUS_TOKEN")
-        password = address.password or os.environ.get("MILVUS_PASSWORD")
+        token = find_secret("MILVUS_TOKEN")
+        password = address.password or find_secret("MILVUS_PASSWORD")
         store = cls(
             host=address.host,
             port=address.port or (_TLS_PORT if https == "true" else _PORT),

@@ -10,7 +10,6 @@ last, could hide one. A view has no transaction ids: there every column is hashe
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pyarrow as pa
 from pydantic import PrivateAttr, SecretStr
 
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -144,7 +144,7 @@ class PgVectorStore(Store):
                 f"{', '.join((*_ROLES, *_TLS))}"
             )
         database, _, table = address.path.partition("/")
-        password = address.password or os.environ.get("PGVECTOR_PASSWORD") or os.environ.get("PGPASSWORD")
+        password = address.password or find_secret("PGVECTOR_PASSWORD", "PGPASSWORD")
         store = cls(
             host=query.pop("host", None) or address.host,
             port=address.port,

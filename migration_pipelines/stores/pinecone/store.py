@@ -32,6 +32,7 @@ from pydantic import ValidationError as SchemaError
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -191,7 +192,7 @@ class PineconeStore(Store):
             raise ConfigurationError(
                 f"{address}: a Pinecone address is pinecone://index-name; the key comes from PINECONE_API_KEY"
             )
-        secret = os.environ.get("PINECONE_API_KEY")
+        secret = find_secret("PINECONE_API_KEY")
         options: dict[str, Any] = {
             "host": os.environ.get("PINECONE_CONTROLLER_HOST") or None,
             **address.query,

@@ -24,7 +24,6 @@ update in place, as Qdrant tells no version.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -38,6 +37,7 @@ from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.distances import nearest
 from migration_pipelines.errors import (
     CollectionNotFoundError,
@@ -186,7 +186,7 @@ class QdrantStore(Store):
             if not address.path:
                 raise ConfigurationError(f"{address} names no folder: expected qdrant:./folder#collection")
             return cls(path=address.path, **options), address.collection
-        secret = address.password or os.environ.get("QDRANT_API_KEY", "").strip()
+        secret = address.password or find_secret("QDRANT_API_KEY").strip()
         store = cls(
             host=address.host,
             port=address.port or _PORT,

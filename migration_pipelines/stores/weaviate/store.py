@@ -15,7 +15,6 @@ twice within a millisecond.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
+from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -173,7 +173,7 @@ class WeaviateStore(Store):
                 f"{address}: expected weaviate://host:port/Collection, and none but the options "
                 f"{', '.join(sorted(_OPTIONS))} after the ?"
             )
-        secret = address.password or os.environ.get("WEAVIATE_API_KEY", "").strip()
+        secret = address.password or find_secret("WEAVIATE_API_KEY").strip()
         named = {key: query[key] for key in ("grpc_host", "namespace", "document_field") if key in query}
         store = cls(
             host=address.host,
