@@ -9,7 +9,8 @@ that a store states for its vectors.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class Side(Value):
     address: str
     count: int
     digest: str
+    namespaces: Mapping[str, int]  # records in each; empty in a collection without namespaces
 
 
 class Comparison(Value):
@@ -56,6 +58,12 @@ class Comparison(Value):
         """Whether the target holds exactly the source's records."""
         return not (self.missing or self.extra or self.different)
 
+    def namespaces(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each namespace that one of them has, with the records of both in it."""
+        ours, theirs = self.source.namespaces, self.target.namespaces
+        for name in sorted({*ours, *theirs}):
+            yield name, ours.get(name, 0), theirs.get(name, 0)
+
 
 class _Collection:
     """A collection, and the scratch files that its records are summed up in."""
@@ -74,6 +82,7 @@ class _Collection:
         if mapping is not None:
             mapping.map_schema(self.schema)  # raises where a rule doesn't fit
         self.digest = self.count = 0
+        self.namespaces: Counter[str] = Counter()
 
     def summarise(self, on_batch: Callable[[int], None]) -> Buckets:
         """Read the whole collection into buckets."""
@@ -94,6 +103,8 @@ class _Collection:
         if self._mapping is not None:
             mapped = self._mapping.apply(batch)
             batch, stored = mapped.batch, stored.take(pa.array(mapped.rows))
+        for found in pc.value_counts(batch.column(NAMESPACE)).to_pylist():
+            self.namespaces[found["values"]] += found["counts"]
         digests = batches.record_digests(batch)
         self.digest = batches.add_digests([self.digest, *digests])
         self.count += batch.num_rows
@@ -106,7 +117,12 @@ class _Collection:
         return found if self._mapping is None else self._mapping.apply(found).batch
 
     def side(self) -> Side:
-        return Side(address=self.store.address(self.name), count=self.count, digest=f"{self.digest:032x}")
+        return Side(
+            address=self.store.address(self.name),
+            count=self.count,
+            digest=f"{self.digest:032x}",
+            namespaces=dict(self.namespaces) if self.namespaces.keys() - {""} else {},
+        )
 
 
 def compare_collections(

@@ -216,12 +216,27 @@ def read_mapping(path: Path) -> SchemaMapping:
         The file can't be read, or a rule in it can't be used.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} can't be read as YAML: {error}") from None
     except OSError as error:
         raise ConfigurationError(f"{path} can't be read: {error.strerror}") from None
-    mapping: SchemaMapping = _validated(SchemaMapping, found, path)
+    return parse_mapping(text, str(path))
+
+
+def parse_mapping(text: str, where: str) -> SchemaMapping:
+    """Return the schema mapping that a text in YAML or JSON holds.
+
+    Raises
+    ------
+    ConfigurationError
+        It can't be read, or a rule in it can't be used.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where} can't be read as YAML: {error}") from None
+    mapping: SchemaMapping = _validated(SchemaMapping, found, where)
     return mapping
 
 

@@ -104,7 +104,7 @@ def estimate(migration: Migration, *, write_sample: bool, price_per_gb: float | 
 def _refused_losses(plan: Plan) -> Iterator[str]:
     for loss in plan.losses:
         if not loss.accepted:
-            yield f"{loss.field}: {loss.kind}, {loss.count} records ({loss.detail}); name it in allow_losses"
+            yield f"{loss.field}: {loss.kind}, {loss.count} records ({loss.detail}); accept it by name"
 
 
 def _dimension(schema: CollectionSchema) -> int | None:

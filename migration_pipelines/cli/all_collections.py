@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from migration_pipelines.cli.failures import INTERRUPTED, Failure, report_failure, say
+from migration_pipelines.cli.failures import INTERRUPTED, Failure, report_failure, resuming, say
+from migration_pipelines.cli.migrations import between, home_folder
 from migration_pipelines.cli.observing import heard
-from migration_pipelines.cli.options import between, home_folder
 from migration_pipelines.cli.progress import listening
 from migration_pipelines.cli.reporting import emit
 from migration_pipelines.cli.signals import stopping
 from migration_pipelines.errors import ConfigurationError, MigrationError
 
 if TYPE_CHECKING:
-    from migration_pipelines.cli.options import MoveRequest, Opened
+    from migration_pipelines.cli.migrations import Opened
+    from migration_pipelines.cli.options import MoveRequest
     from migration_pipelines.migration import Migration
 
 _GRACE_SECONDS = 1.5
@@ -86,7 +87,7 @@ def _move(request: MoveRequest, source: Opened, target: Opened, drive: Drive) ->
                 return drive(migration)
     except MigrationError as error:
         failure = Failure.of(error)
-        report_failure(failure, as_json=False)
+        report_failure(failure)
         return {"status": "failed", "error": failure.document(), "exit_status": failure.exit_status}
 
 
@@ -95,7 +96,10 @@ def _arrived(document: dict[str, Any]) -> bool:
 
 
 def _say_interrupted(request: MoveRequest, found: Documents) -> None:
-    say(f"interrupted: {sum(map(_arrived, found.values()))} collections are complete; run it again to go on")
+    say(
+        f"interrupted: {sum(map(_arrived, found.values()))} collections are complete; "
+        f"run it again to go on: {resuming()}"
+    )
     _show(request, found, "interrupted")
 
 

@@ -6,12 +6,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from migration_pipelines.cli import extras, looking, moving
-from migration_pipelines.cli.failures import Failure, report_failure
+from migration_pipelines.cli import archives, comparing, estimating, extras, looking, moving, output
+from migration_pipelines.cli.failures import Failure, called_with, report_failure
 from migration_pipelines.cli.observing import saying_as_asked
 from migration_pipelines.redaction import redacted
 
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="vector-migrate",
     help="Move collections between vector stores, and prove that everything arrived.",
     epilog=_EPILOG,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: it reads as well, and starts three times as fast
     context_settings={"max_content_width": 100},
@@ -51,15 +51,28 @@ Version = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
 
 
+EnvFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Variables that aren't set, secrets among them; else .env in this folder, where there is one.",
+    ),
+]
+
+
 @app.callback()
-def _options(*, version: Version = False, debug: Debug = False) -> None:  # noqa: ARG001
-    # What goes before every command. `_status` looks at it, even where the command line can't be parsed.
-    return
+def _options(*, version: Version = False, debug: Debug = False, env_file: EnvFile = None) -> None:  # noqa: ARG001
+    # What goes before every command. `_status` looks at --debug, even where the command line can't be parsed.
+    path = env_file or Path(".env")
+    if env_file is not None or path.is_file():
+        from migration_pipelines.credentials import read_env_file
+
+        read_env_file(path, commands=env_file is not None)
 
 
-for _group in (looking, moving, extras):
+for _group in (looking, moving, estimating, comparing, archives, extras):
     for _command in _group.COMMANDS:
-        app.command()(_command)
+        app.command(_command.__name__.strip("_"))(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -75,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: list[str]) -> int:
+    called_with(arguments)
+    output.choose(None)
     try:
         return app(arguments, prog_name="vector-migrate", standalone_mode=False) or 0
     except BrokenPipeError:
@@ -84,7 +99,8 @@ def _status(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - whatever happens ends as one clear line and an exit status
         failure = Failure.of(error, arguments)
         with saying_as_asked(arguments):
-            report_failure(failure, as_json="--json" in arguments)
+            report_failure(failure)
+        output.show_document({"error": failure.document()}, output.form_of(arguments))
         if "--debug" in arguments:
             sys.stderr.write(redacted("".join(traceback.format_exception(error)), arguments))
         return failure.exit_status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from migration_pipelines.cli.failures import say, show_json
-from migration_pipelines.cli.options import (
-    Defs,
-    Home,
-    Json,
-    Quiet,
-    defs_folder,
-    home_folder,
-    warn_of_password,
-)
+from migration_pipelines.cli.failures import program, say
+from migration_pipelines.cli.migrations import defs_folder, home_folder, warn_of_password
+from migration_pipelines.cli.options import Defs, Home, Quiet, takes
+from migration_pipelines.cli.output import Shown
 
 if TYPE_CHECKING:
     from migration_pipelines.benchmark import Benchmark
@@ -29,12 +22,13 @@ Port = Annotated[int, Option(metavar="N", min=1, max=65_535, help="Port on this 
 _WANTED_OF_READER, _WANTED_TIMES_GUIDES = 0.85, 12
 
 
+@takes(Shown)
 def demo(
+    shown: Shown,
     *,
     ui: Annotated[bool, Option("--ui", help="Open Dagster's UI on the demo's last run instead.")] = False,
     port: Port = 3000,
     home: Home = None,
-    json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Run a whole migration on real data, as a Dagster backfill.
@@ -43,10 +37,10 @@ def demo(
     PostgreSQL (PGVECTOR_URL, else one that is started).
     """
     folder = home_folder(home) / "demo"
-    return _serve_demo(folder, port) if ui else _run_demo(folder, json=json, quiet=quiet)
+    return _serve_demo(folder, port) if ui else _run_demo(folder, shown, quiet=quiet)
 
 
-def _run_demo(folder: Path, *, json: bool, quiet: bool) -> int:
+def _run_demo(folder: Path, shown: Shown, *, quiet: bool) -> int:
     from migration_pipelines.cli.progress import listening
     from migration_pipelines.cli.show import show_report
     from migration_pipelines.demo import run_demo
@@ -54,11 +48,9 @@ def _run_demo(folder: Path, *, json: bool, quiet: bool) -> int:
     with listening(quiet=quiet) as meter:
         tell = (lambda text: None) if quiet else say  # noqa: ARG005
         report = run_demo(home=folder, tell=tell, listener=meter)
-    if json:
-        show_json(report.model_dump(mode="json"))
-    elif not quiet:
+    if not shown.show(report.model_dump(mode="json")) and not quiet:
         show_report(report)
-        say(f"see it in Dagster's UI: {_as_called()} demo --ui")
+        say(f"see it in Dagster's UI: {program()} demo --ui")
     return report.exit_status
 
 
@@ -67,7 +59,7 @@ def _serve_demo(folder: Path, port: int) -> int:
     from migration_pipelines.demo import engines, page_of_run
 
     if not (folder / "defs").exists():
-        say(f"there is no demo in {folder} yet: run {_as_called()} demo first")
+        say(f"there is no demo in {folder} yet: run {program()} demo first")
         return 2
     with engines(folder):
         say(f"the run is at http://127.0.0.1:{port}{page_of_run(folder)}; Ctrl-C stops")
@@ -81,22 +73,18 @@ def _serve_demo(folder: Path, port: int) -> int:
                 continue
 
 
-def _as_called() -> str:
-    called = Path(sys.argv[0])
-    return os.path.relpath(called) if called.name == "vector-migrate" else "vector-migrate"
-
-
+@takes(Shown)
 def benchmark(
+    shown: Shown,
+    *,
     store: Annotated[
         str | None,
         Argument(metavar="[ADDRESS]", help="A store to measure by itself, beside its driver's own limit."),
     ] = None,
-    *,
     records: Annotated[int, Option(metavar="N", min=1_000, help="Records to move.")] = 100_000,
     dimensions: Annotated[int, Option(metavar="N", min=1, help="Dimensions of their vectors.")] = 384,
     keep: Annotated[bool, Option("--keep", help="Leave the tables that were written.")] = False,
     home: Home = None,
-    json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure a transfer beside the limits of the drivers.
@@ -106,7 +94,7 @@ def benchmark(
     loop over its driver, in collections that are removed again.
     """
     if store is not None:
-        return _benchmark_store(store, records=records, dimensions=dimensions, json=json, quiet=quiet)
+        return _benchmark_store(store, records=records, dimensions=dimensions, shown=shown, quiet=quiet)
     from migration_pipelines.benchmark import run_benchmark
 
     found = run_benchmark(
@@ -116,14 +104,12 @@ def benchmark(
         keep=keep,
         tell=(lambda text: None) if quiet else say,  # noqa: ARG005
     )
-    if json:
-        show_json(found.document())
-    elif not quiet:
+    if not shown.show(found.document()) and not quiet:
         _show(found)
     return 0
 
 
-def _benchmark_store(address: str, *, records: int, dimensions: int, json: bool, quiet: bool) -> int:
+def _benchmark_store(address: str, *, records: int, dimensions: int, shown: Shown, quiet: bool) -> int:
     from migration_pipelines.benchmark.one_store import run_store_benchmark
     from migration_pipelines.store import open_address
 
@@ -134,9 +120,7 @@ def _benchmark_store(address: str, *, records: int, dimensions: int, json: bool,
         found = run_store_benchmark(store, records=records, dimensions=dimensions, tell=tell)
     finally:
         store.close()
-    if json:
-        show_json(found.document())
-    elif not quiet:
+    if not shown.show(found.document()) and not quiet:
         _show_store(found)
     return 0
 

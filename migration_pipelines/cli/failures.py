@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from migration_pipelines.errors import MigrationError
@@ -45,7 +47,7 @@ class Failure:
         )
 
     def document(self) -> dict[str, Any]:
-        """Return what `--json` shows."""
+        """Return what a document says of it."""
         said = {"type": self.type, "message": self.message, "exit_status": self.exit_status}
         return {**self.facts, **said}
 
@@ -56,11 +58,9 @@ def _of_click(error: Any) -> str:
     return f"{error.format_message()}{where}"
 
 
-def report_failure(failure: Failure, *, as_json: bool) -> None:
-    """Say on standard error what went wrong, and with `--json` on standard output as well."""
+def report_failure(failure: Failure) -> None:
+    """Say on standard error what went wrong."""
     say(f"error: {failure.message}")
-    if as_json:
-        show_json({"error": failure.document()})
 
 
 def say(message: str) -> None:
@@ -92,14 +92,29 @@ def saying(how: Callable[[str], None]) -> Iterator[None]:
         _say = before
 
 
-def show_json(document: Any) -> None:
-    """Write the JSON document of this command to standard output."""
-    sys.stdout.write(as_json_text(document))
-    sys.stdout.flush()
+# ── the command line itself ──────────────────────────────────────────────────────────────────────────
+
+_arguments: tuple[str, ...] = ()
 
 
-def as_json_text(document: Any) -> str:
-    """Return a document as JSON, for machines and for people who look over their shoulders."""
-    import orjson
+def called_with(arguments: Sequence[str]) -> None:
+    """Keep what the command at work was called with."""
+    global _arguments
+    _arguments = tuple(arguments)
 
-    return orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2).decode() + "\n"
+
+def on_command_line(text: str) -> bool:
+    """Whether a text was given as an argument, or in one."""
+    return any(text in argument for argument in _arguments)
+
+
+def program() -> str:
+    """Return how this program was called."""
+    called = Path(sys.argv[0])
+    return os.path.relpath(called) if called.name == "vector-migrate" else "vector-migrate"
+
+
+def resuming() -> str:
+    """Return the command that goes on with an interrupted one, without what would start afresh."""
+    words = [program(), *(word for word in _arguments if word != "--fresh")]
+    return redacted(shlex.join(words), _arguments)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from migration_pipelines.cli.failures import show_json
-from migration_pipelines.cli.options import Json, Quiet, warn_of_password
+from migration_pipelines.cli.migrations import warn_of_password
+from migration_pipelines.cli.options import Quiet, takes
+from migration_pipelines.cli.output import Shown
 
 if TYPE_CHECKING:
     from migration_pipelines.inspect import Inspection
@@ -27,12 +28,13 @@ _ALSO = {
 }
 
 
+@takes(Shown)
 def inspect(
+    shown: Shown,
+    *,
     address: Annotated[
         str, Argument(metavar="ADDRESS", help="A collection; or a store, to see which collections it has.")
     ],
-    *,
-    json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Show what a collection is made of and holds."""
@@ -44,28 +46,29 @@ def inspect(
         reader = store.for_reading(Path(scratch))
         try:
             if collection is None:
-                return _show_collections(store, reader, json=json, quiet=quiet)
-            return _show_collection(reader, collection, json=json, quiet=quiet)
+                return _show_collections(store, reader, shown, quiet=quiet)
+            return _show_collection(reader, collection, shown, quiet=quiet)
         finally:
             reader.close()
 
 
+@takes(Shown)
 def stores(
+    shown: Shown,
+    *,
     kind: Annotated[
         str | None, Argument(metavar="[STORE]", help="One store, with everything it declares.")
     ] = None,
-    *,
     markdown: Annotated[bool, Option("--markdown", help="As the page docs/stores.md.")] = False,
-    json: Json = False,
 ) -> int:
     """Show what each store can hold and do."""
     from migration_pipelines.store import store_class, store_kinds
 
     kinds = store_kinds() if kind is None else [kind]
     found = {name: store_class(name).capabilities for name in kinds}
-    if json:
-        show_json({name: _plain(can) for name, can in found.items()})
-    elif markdown:
+    if shown.show({name: _plain(can) for name, can in found.items()}):
+        return 0
+    if markdown:
         from migration_pipelines.cli.stores_page import stores_page
 
         sys.stdout.write(stores_page(found))
@@ -79,12 +82,10 @@ def stores(
 COMMANDS = (inspect, stores)
 
 
-def _show_collections(store: Store, reader: Store, *, json: bool, quiet: bool) -> int:
+def _show_collections(store: Store, reader: Store, shown: Shown, *, quiet: bool) -> int:
     counts = {name: reader.count(name) for name in reader.list_collections()}
-    if json:
-        rows = [{"name": name, "address": store.address(name), "count": n} for name, n in counts.items()]
-        show_json({"address": store.address(), "collections": rows})
-    elif not quiet:
+    rows = [{"name": name, "address": store.address(name), "count": n} for name, n in counts.items()]
+    if not shown.show({"address": store.address(), "collections": rows}) and not quiet:
         from migration_pipelines.cli.show import console, table
 
         rows_shown = ((name, f"{count:,}", store.address(name)) for name, count in counts.items())
@@ -93,13 +94,11 @@ def _show_collections(store: Store, reader: Store, *, json: bool, quiet: bool) -
     return 0
 
 
-def _show_collection(reader: Store, collection: str, *, json: bool, quiet: bool) -> int:
+def _show_collection(reader: Store, collection: str, shown: Shown, *, quiet: bool) -> int:
     from migration_pipelines.inspect import inspect_collection
 
     found: Inspection = inspect_collection(reader, collection)
-    if json:
-        show_json(found.model_dump(mode="json"))
-    elif not quiet:
+    if not shown.show(found.model_dump(mode="json")) and not quiet:
         from migration_pipelines.cli.show import show_inspection
 
         show_inspection(found)

@@ -1,4 +1,4 @@
-"""`plan`, `run`, `validate`: the commands that work on a migration."""
+"""`plan`, `run`, `validate`: the commands that work on a migration and its ledger."""
 
 from __future__ import annotations
 
@@ -12,33 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from migration_pipelines.cli.all_collections import AllCollections, run_all
-from migration_pipelines.cli.failures import (
-    INTERRUPTED,
-    Failure,
-    report_failure,
-    say,
-)
+from migration_pipelines.cli.comparing import DIFFERENT, compare
+from migration_pipelines.cli.failures import INTERRUPTED, Failure, report_failure, resuming, say
+from migration_pipelines.cli.migrations import defs_folder, home_folder
 from migration_pipelines.cli.observing import heard, observing
-from migration_pipelines.cli.options import (
-    MoveRequest,
-    Request,
-    RunRequest,
-    defs_folder,
-    home_folder,
-    takes,
-)
-from migration_pipelines.cli.progress import counting, listening
+from migration_pipelines.cli.options import MoveOptions, MoveRequest, Options, Request, RunRequest, takes
+from migration_pipelines.cli.progress import listening
 from migration_pipelines.cli.reporting import emit, reporting
 from migration_pipelines.cli.signals import stopping
 from migration_pipelines.errors import ConfigurationError, LossNotAcceptedError
 
 if TYPE_CHECKING:
-    from migration_pipelines.compare import Comparison
     from migration_pipelines.migration import Migration
     from migration_pipelines.model import Plan
     from migration_pipelines.validate import Report
 
-_DIFFERENT = 3
 # Workers stop at their next batch, Dagster's runs have to be closed besides; what takes longer is left.
 _GRACE_SECONDS, _DAGSTER_GRACE_SECONDS = 1.5, 15.0
 
@@ -95,12 +83,12 @@ def run(
 
 @takes(Request)
 def validate(request: Request) -> int:
-    """Check a migration by its ledger, or compare two collections.
+    """Check a migration by its ledger, or compare as verify does.
 
-    With --source and --target any two collections are compared record by record, without a ledger.
+    By its ledger: every receipt, the counts, the source unchanged. With --source and --target it is verify.
     """
     with reporting(request):
-        return _compared(request) if request.source or request.target else _validated(request)
+        return compare(request) if request.source or request.target else _validated(request)
 
 
 COMMANDS = (plan, run, validate)
@@ -146,13 +134,13 @@ def _show_plan(request: MoveRequest, made: Plan, *, heading: str, ledger: Path |
     return 0
 
 
-def _refused(request: MoveRequest, made: Plan, error: LossNotAcceptedError) -> int:
+def _refused(request: MoveOptions, made: Plan, error: LossNotAcceptedError) -> int:
     failure = Failure.of(error)
     if not emit(request, plan_document(made) | {"status": "refused", "error": failure.document()}):
         from migration_pipelines.cli.show import show_plan
 
         show_plan(made, heading="refused")
-    report_failure(failure, as_json=False)
+    report_failure(failure)
     return failure.exit_status
 
 
@@ -168,7 +156,7 @@ def plan_document(made: Plan) -> dict[str, Any]:
 def _run(request: MoveRequest, *, fresh: bool) -> int:
     from migration_pipelines.migrator import run_migration
 
-    return _driven(request, lambda migration: run_migration(migration, fresh=fresh))
+    return driven(request, lambda migration: run_migration(migration, fresh=fresh))
 
 
 def _run_one(migration: Migration, *, fresh: bool) -> dict[str, Any]:
@@ -200,12 +188,25 @@ def _run_by_dagster(request: MoveRequest, *, fresh: bool) -> int:
         with migration.phase("migration"):
             return run_declared(name, defs=defs, home=home, fresh=fresh, listener=migration.listener)
 
-    return _driven(request, drive, grace_seconds=_DAGSTER_GRACE_SECONDS)
+    return driven(request, drive, grace_seconds=_DAGSTER_GRACE_SECONDS)
 
 
-def _driven(
-    request: MoveRequest, drive: Callable[[Migration], Report], *, grace_seconds: float = _GRACE_SECONDS
+def driven(
+    request: MoveOptions,
+    drive: Callable[[Migration], Report],
+    *,
+    grace_seconds: float = _GRACE_SECONDS,
+    show: Callable[[Migration, Report], int] | None = None,
 ) -> int:
+    """Make a move, and show its report; an interrupted one says how to go on.
+
+    Parameters
+    ----------
+    drive
+        Makes it and returns the report.
+    show
+        Shows the report in another way and returns the exit status.
+    """
     with _migration(request) as migration:
 
         def say_goodbye() -> None:
@@ -221,26 +222,27 @@ def _driven(
         except KeyboardInterrupt:
             say_goodbye()
             return INTERRUPTED
-    return _show_report(request, report)
+    return show_report(request, report) if show is None else show(migration, report)
 
 
-def _say_interrupted(request: MoveRequest, migration: Migration) -> None:
+def _say_interrupted(request: MoveOptions, migration: Migration) -> None:
     made = migration.ledger.plan()
     if made is None:
         where = "nothing was written to the target"
     else:
         verified, total = len(migration.ledger.receipts(made)), len(made.partitions)
         where = f"{verified} of {total} partitions are verified"
-    message = f"interrupted: {where}; run the same command again to go on"
+    message = f"interrupted: {where}; run the same command again to go on: {resuming()}"
     say(message)
     emit(request, {"error": {"type": "Interrupted", "message": message, "exit_status": INTERRUPTED}})
 
 
-def _show_report(request: Request, report: Report) -> int:
-    if not emit(request, report.model_dump(mode="json")) and not request.quiet:
-        from migration_pipelines.cli.show import show_report
+def show_report(request: Options, report: Report, **more: Any) -> int:
+    """Show a report, and with it in one document what else was found; returns its exit status."""
+    if not emit(request, {**report.model_dump(mode="json"), **more}) and not request.quiet:
+        from migration_pipelines.cli.show import show_report as show_to_people
 
-        show_report(report)
+        show_to_people(report)
     return report.exit_status
 
 
@@ -252,58 +254,15 @@ def _validated(request: Request) -> int:
 
     with _migration(request) as migration:
         report = validate_ledger(migration)
-    status = _show_report(request, report)
-    return _DIFFERENT if report.status == "failed" else status
+    status = show_report(request, report)
+    return DIFFERENT if report.status == "failed" else status
 
 
-def _compared(request: Request) -> int:
-    found = _compare(request)
-    document = {"status": "equal" if found.agrees else "different", **found.model_dump(mode="json")}
-    if not emit(request, document) and not request.quiet:
-        from migration_pipelines.cli.show import show_comparison
-
-        show_comparison(found)
-    if found.agrees:
-        return 0
-    say(
-        f"error: {found.target.address} isn't what {found.source.address} is: "
-        f"{found.missing:,} records missing, {found.extra:,} too many, {found.different:,} different"
-    )
-    return _DIFFERENT
-
-
-def _compare(request: Request) -> Comparison:
-    from migration_pipelines import filters
-    from migration_pipelines.compare import compare_collections
-
-    source, target = request.opened()
-    settings = request.settings()
-    where = settings.get("filter")
-    collection = _named(*source)
-    with counting("comparing", quiet=request.quiet) as on_batch:
-        return compare_collections(
-            source[0],
-            collection,
-            target[0],
-            target[1] or collection,
-            where=None if where is None else filters.parse(where),
-            mapping=settings.get("schema_mapping"),
-            on_batch=on_batch,
-        )
-
-
-def _named(store: Any, collection: str | None) -> str:
-    if collection is None:
-        there_are = ", ".join(store.list_collections()) or "none"
-        raise ConfigurationError(f"{store.address()} names no collection; there are: {there_are}")
-    return collection
-
-
-# ── what all three do ────────────────────────────────────────────────────────────────────────────────
+# ── what all of them do ────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def _migration(request: Request, home: Path | None = None) -> Iterator[Migration]:
+def _migration(request: Options, home: Path | None = None) -> Iterator[Migration]:
     folder = home or home_folder(request.home)
     with (
         listening(quiet=request.quiet or request.logs_json) as meter,

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from migration_pipelines.cli.failures import say, saying, wants_json
-from migration_pipelines.cli.options import MoveRequest, RunRequest
+from migration_pipelines.cli.options import MoveOptions, RunOptions
 
 if TYPE_CHECKING:
     from migration_pipelines.migration import Listener
@@ -17,7 +17,7 @@ _listeners: tuple[Listener, ...] = ()
 
 
 @contextmanager
-def observing(request: MoveRequest) -> Iterator[None]:
+def observing(request: MoveOptions) -> Iterator[None]:
     """Let what the request asks for hear of every migration of this command.
 
     Raises
@@ -58,7 +58,7 @@ def _forget() -> None:
     _listeners = ()
 
 
-def _wanted(request: MoveRequest, stack: ExitStack) -> Iterator[Listener]:
+def _wanted(request: MoveOptions, stack: ExitStack) -> Iterator[Listener]:
     if request.logs_json:
         from migration_pipelines.logs import JsonLog
 
@@ -66,7 +66,7 @@ def _wanted(request: MoveRequest, stack: ExitStack) -> Iterator[Listener]:
         stack.enter_context(log.collecting())
         stack.enter_context(saying(log.write_message))
         yield log.listen
-    if not isinstance(request, RunRequest):
+    if not isinstance(request, RunOptions):
         return
     if request.shows_metrics:
         from migration_pipelines.metrics import MetricsExporter

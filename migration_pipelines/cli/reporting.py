@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from migration_pipelines.cli.failures import Failure, as_json_text, show_json
+from migration_pipelines.cli.failures import Failure
+from migration_pipelines.cli.output import as_json_text
 from migration_pipelines.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from migration_pipelines.cli.options import Request
+    from migration_pipelines.cli.options import Options
 
 
-def emit(request: Request, document: dict[str, Any]) -> bool:
+def emit(request: Options, document: dict[str, Any]) -> bool:
     """Write the command's document where it was asked for; returns whether standard output has it."""
     if request.report is not None:
         write_report(request.report, document)
-    if request.json:
-        show_json(document)
-    return request.json
+    return request.show(document)
 
 
 def write_report(path: Path, document: dict[str, Any]) -> None:
@@ -32,7 +31,7 @@ def write_report(path: Path, document: dict[str, Any]) -> None:
 
 
 @contextmanager
-def reporting(request: Request) -> Iterator[None]:
+def reporting(request: Options) -> Iterator[None]:
     """See that a report file never tells of an earlier run: an error is written there as well."""
     if request.report is not None and request.report.is_dir():
         raise ConfigurationError(f"--report {request.report} is a folder: name a file")

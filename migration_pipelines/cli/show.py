@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from migration_pipelines.compare import Comparison
     from migration_pipelines.inspect import Inspection
     from migration_pipelines.model import CollectionSchema, Loss, Plan, Profile
+    from migration_pipelines.results import MigrationEstimate
     from migration_pipelines.validate import Report
 
 _WIDTH_WITHOUT_TERMINAL = 110
@@ -177,6 +178,10 @@ def show_comparison(found: Comparison) -> None:
             ("missing in the target", f"{found.missing:,}"),
             ("only in the target", f"{found.extra:,}"),
             ("different", f"{found.different:,}"),
+            *(
+                (f"namespace {name or '(default)'}", f"{ours:,} in the source, {theirs:,} in the target")
+                for name, ours, theirs in found.namespaces()
+            ),
             ("digest of the source", found.source.digest),
             ("digest of the target", found.target.digest),
         ),
@@ -184,6 +189,29 @@ def show_comparison(found: Comparison) -> None:
     if found.examples:
         rows = ((item.id, item.what) for item in found.examples)
         out.print(table("Examples", ("id", "what differs"), rows))
+
+
+def show_estimate(found: MigrationEstimate, *, source: str, target: str) -> None:
+    """Show what a migration would take."""
+    out = console()
+    word, style = ("compatible", "bold green") if found.compatible else ("incompatible", "bold red")
+    out.print(Text(f"{word}  ", style=style).append(f"{source} → {target}", style="bold"))
+    pairs = [
+        ("records", f"{found.total_vectors:,} in scope, {found.estimated_batches:,} batches"),
+        ("dimensions", f"{found.source_dimension or 'none'} → {found.target_dimension or 'none'}"),
+        (
+            "takes",
+            f"{duration(found.estimated_duration_seconds)}, {found.vectors_per_second:,.0f} records a second",
+        ),
+        ("to move", amount(found.bytes_to_move)),
+        ("in the target", f"{amount(found.target_bytes)}, without its indexes"),
+        ("staging", f"{amount(found.staging_bytes)} at a time"),
+    ]
+    if found.egress_cost is not None:
+        pairs.append(("egress", f"{found.egress_cost:,.4f} in your currency"))
+    show_facts(out, pairs)
+    for warning in found.warnings:
+        out.print(Text(f"  warning: {warning}", style="yellow"), soft_wrap=True)
 
 
 def vectors(schema: CollectionSchema) -> str:
