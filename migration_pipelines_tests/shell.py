@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -58,7 +59,8 @@ def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        # What a command puts into the environment ends with its process; here with the call.
+        with pytest.raises(SystemExit) as left, mock.patch.dict(os.environ):
             main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(int(left.value.code or 0), captured.out, captured.err)

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from migration_pipelines import batch as batches
+from migration_pipelines.cli.entry import app
 from migration_pipelines.store import open_address, store_kinds
 from migration_pipelines_tests.shell import Outcome, Shell, fill, python, shell
 
@@ -68,14 +70,29 @@ def test_stores_are_listed_without_any_driver(tmp_path: Path) -> None:
     assert found.document["chroma"]["id_kinds"] == ["str"]
 
 
+COMMANDS = typer.main.get_command(app).commands
+
+
 @pytest.mark.parametrize(
-    "command", ["inspect", "stores", "plan", "run", "validate", "demo", "benchmark", "ui"]
+    "command",
+    [
+        *("inspect", "stores", "plan", "run", "validate", "estimate", "verify", "export", "import"),
+        *("demo", "benchmark", "ui"),
+    ],
 )
-def test_every_command_says_what_it_does_in_100_columns(shell: Shell, command: str) -> None:
+def test_every_command_says_what_it_does_in_100_columns(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # however wide the terminal is
     found = shell(command, "--help")
     assert found.status == 0
     assert f"vector-migrate {command}" in found.out
     assert max(map(len, found.out.splitlines())) <= 100
+    assert [item.name for item in COMMANDS[command].params if not getattr(item, "help", None)] == []
+
+
+def test_no_command_is_left_out_above() -> None:
+    assert len(COMMANDS) == 12
 
 
 def test_help_of_all_commands_is_not_cut_off(shell: Shell) -> None:

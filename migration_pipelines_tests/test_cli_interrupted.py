@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from migration_pipelines.cli.failures import INTERRUPTED
 from migration_pipelines_tests.records import plain_records
-from migration_pipelines_tests.shell import fill, finish, start
+from migration_pipelines_tests.shell import REPOSITORY, fill, finish, start
 
 # Chroma takes about a thousand records a second: time enough to be interrupted in.
 RECORDS = 4_000
@@ -56,6 +59,7 @@ def test_an_interrupted_run_is_130_and_the_same_command_goes_on(
     assert found.status == 130
     assert "Traceback" not in found.err
     assert "of 4 partitions are verified; run the same command again to go on" in found.err
+    assert found.document["error"]["message"].endswith(shlex.join(["vector-migrate", *map(str, command)]))
     assert found.document["error"]["type"] == "Interrupted"
     receipts = {path: path.stat().st_mtime_ns for path in tmp_path.glob("home/migrations/*/receipts/*.json")}
     assert 1 <= len(receipts) < 4
@@ -78,6 +82,17 @@ def test_a_batch_that_takes_long_is_left_as_it_is(filled: Path, tmp_path: Path) 
     assert finish(start(*command, folder=tmp_path)).document["target"]["count"] == RECORDS
 
 
+def test_a_fresh_run_is_gone_on_with_and_not_begun_again(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").symlink_to(filled / "source")
+    command = move("--partition-size", 1_000, "--batch-size", 500)
+    process = start(*command, "--fresh", folder=tmp_path)
+    wait_for("home/migrations/*/receipts/*.json", tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    message = finish(process).document["error"]["message"]
+    program, *told = shlex.split(message.rpartition("to go on: ")[2])
+    assert (program, told) == ("vector-migrate", [*map(str, command)])
+
+
 def test_interrupted_while_planning_nothing_was_written(filled: Path, tmp_path: Path) -> None:
     (tmp_path / "source").symlink_to(filled / "source")
     process = start(*move(), folder=tmp_path)
@@ -87,3 +102,19 @@ def test_interrupted_while_planning_nothing_was_written(filled: Path, tmp_path: 
     assert found.status == 130
     assert not (tmp_path / "target").exists()
     assert finish(start(*move("--quiet"), folder=tmp_path)).status == 0
+
+
+def test_interrupted_in_code_that_was_made_from_a_text_the_status_is_130(tmp_path: Path) -> None:
+    """As while a driver is imported: of the plain exception Python itself would make -2 with `python -m`."""
+    (tmp_path / "interrupted.py").write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from migration_pipelines.cli.signals import stopping
+try:
+    with stopping(lambda: None, grace_seconds=60):
+        exec("os.kill(os.getpid(), signal.SIGINT)")
+except KeyboardInterrupt:
+    sys.exit({INTERRUPTED})
+""")
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, check=False)
+    assert done.returncode == INTERRUPTED

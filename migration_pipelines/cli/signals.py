@@ -19,6 +19,12 @@ from migration_pipelines.cli.failures import INTERRUPTED
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar that is cut off leaves it hidden
 
 
+class Interrupted(KeyboardInterrupt):
+    """One of our own: where KeyboardInterrupt itself passes through code that was made from a text, such as a
+    driver's dataclasses, Python ends the process by SIGINT at exit, whoever caught it.
+    """
+
+
 @contextmanager
 def stopping(say_goodbye: Callable[[], None], *, grace_seconds: float) -> Iterator[None]:
     """Turn both signals into KeyboardInterrupt; leave the process after a grace, or at the second signal.
@@ -45,7 +51,7 @@ def stopping(say_goodbye: Callable[[], None], *, grace_seconds: float) -> Iterat
         timer.daemon = True
         timers.append(timer)
         timer.start()
-        raise KeyboardInterrupt
+        raise Interrupted
 
     before = _install(on_signal)
     try:
