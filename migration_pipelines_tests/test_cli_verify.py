@@ -13,6 +13,7 @@ from migration_pipelines import batch as batches
 from migration_pipelines.cli import archives
 from migration_pipelines.store import open_address
 from migration_pipelines_tests.conformance import load
+from migration_pipelines_tests.harnesses.parquet_s3 import ParquetOnS3
 from migration_pipelines_tests.records import Record, plain_records, plain_schema
 from migration_pipelines_tests.shell import Shell, fill, shell
 
@@ -75,8 +76,9 @@ def test_estimate_takes_a_declared_migration_and_its_filter(moving: Shell) -> No
     assert moving("estimate", "one.yaml", "--no-write-sample", "--json").document["total_vectors"] == 150
 
 
-def test_estimate_is_2_where_vectors_do_not_fit(moving: Shell) -> None:
+def test_estimate_is_2_where_vectors_do_not_fit_what_is_there(moving: Shell) -> None:
     fill(TARGET, dimensions=4)
+    assert moving("estimate", *MOVE, "--on-existing", "replace").status == 0
     found = moving("estimate", *MOVE, "--json")
     assert (found.status, found.document["status"], found.document["compatible"]) == (
         2,
@@ -152,6 +154,19 @@ def test_a_folder_with_a_slash_holds_collections_by_their_names(moving: Shell, t
     assert (tmp_path / "backups" / "docs" / "_collection.json").exists()
     assert moving("import", "backups/docs/", "parquet:back#docs", "--json").document["target"]["count"] == 150
     assert "there are: docs" in moving("import", "backups/", "parquet:other#docs").last_words
+
+
+def test_an_archive_lies_in_an_object_store_as_well(
+    moving: Shell, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ParquetOnS3.start(tmp_path_factory.mktemp("s3")) as engine:
+        folder = f"{engine.store.url}/archive"
+        assert moving("export", SOURCE, folder, "--validate", "--quiet").status == 0
+        back = moving("import", folder, "parquet:back#docs", "--json").document
+    assert (back["source"]["address"], back["target"]["count"]) == (
+        f"parquet:{engine.store.url}#archive",
+        300,
+    )
 
 
 def test_an_export_goes_on_and_writes_over_nothing(moving: Shell) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from migration_pipelines.cli.failures import say
-from migration_pipelines.cli.options import AllowLoss, BatchSize, Request, takes
+from migration_pipelines.cli.options import AllowLoss, BatchSize, Metric, OnExisting, Request, takes
 from migration_pipelines.cli.reporting import emit, reporting
 
 _INCOMPATIBLE = 2
@@ -22,6 +22,8 @@ class EstimateRequest(Request):
 
     batch_size: BatchSize = None
     allow_loss: AllowLoss = None
+    metric: Metric = None
+    on_existing: OnExisting = None
     write_sample: Annotated[
         bool,
         Option(
@@ -38,7 +40,8 @@ class EstimateRequest(Request):
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
-        found = super().settings() | {"batch_size": self.batch_size}
+        same = ("batch_size", "metric", "on_existing")
+        found = super().settings() | {name: getattr(self, name) for name in same}
         found["allow_losses"] = tuple(self.allow_loss) if self.allow_loss else None
         return {name: value for name, value in found.items() if value is not None}
 
@@ -62,10 +65,11 @@ def _estimated(request: EstimateRequest, home: Path) -> int:
 
     with (
         listening(quiet=request.quiet) as meter,
-        # Whether the target may hold records already is for the run to ask.
-        request.migration(home=home, listener=meter, workers=1, on_existing="merge") as migration,
+        request.migration(home=home, listener=meter, workers=1) as migration,
     ):
         meter.migration = migration
+        if migration.config.on_existing == "refuse":  # a target that holds records is for the run to refuse
+            migration.config = migration.config.model_copy(update={"on_existing": "merge"})
         found = estimation.estimate(
             migration, write_sample=request.write_sample, price_per_gb=request.price_per_gb
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Opened = tuple["Store", str | None]  # a store, and the collection in it
 
-_PASSWORD_VARIABLES = {
+PASSWORD_VARIABLES = {
     "chroma": "CHROMA_TOKEN",
     "elasticsearch": "ELASTICSEARCH_PASSWORD",
     "milvus": "MILVUS_PASSWORD",
@@ -150,7 +150,7 @@ def warn_of_password(address: str) -> None:
     """Say that a password on the command line is seen by others, without repeating it."""
     if passwords(address) and on_command_line(address):
         kind = address.partition(":")[0]
-        variable = _PASSWORD_VARIABLES.get(kind, "an environment variable")
+        variable = PASSWORD_VARIABLES.get(kind, "an environment variable")
         say(
             f"warning: the {kind} address holds a password, which the list of processes and the shell's "
             f"history show to others: leave it out and set {variable}"

@@ -54,6 +54,17 @@ AllowLoss = Annotated[
     list[str] | None,
     Option(metavar="KIND", help="Accept a loss that plan lists: KIND, FIELD:KIND or all. May be repeated."),
 ]
+OnExisting = Annotated[
+    str | None,
+    Option(metavar="HOW", help="A target that holds records: refuse (default), merge, skip, add or replace."),
+]
+Metric = Annotated[
+    str | None,
+    Option(
+        metavar="METRIC",
+        help="Metric of the target: cosine, dot, euclidean, manhattan, …; else the source's.",
+    ),
+]
 BatchSize = Annotated[int | None, Option(metavar="N", min=1, help="Records in a batch.")]
 
 
@@ -188,20 +199,9 @@ class Request(Options):
 class MoveOptions(Options):
     """All that may be said of a move on the command line."""
 
-    on_existing: Annotated[
-        str | None,
-        Option(
-            metavar="HOW", help="A target that holds records: refuse (default), merge, skip, add or replace."
-        ),
-    ] = None
+    on_existing: OnExisting = None
     allow_loss: AllowLoss = None
-    metric: Annotated[
-        str | None,
-        Option(
-            metavar="METRIC",
-            help="Metric of the target: cosine, dot, euclidean, manhattan, …; else the source's.",
-        ),
-    ] = None
+    metric: Metric = None
     max_rejects: Annotated[
         int | None,
         Option(metavar="N", min=0, help="Refused records that still count as complete; 0 by default."),

@@ -208,7 +208,8 @@ def show_estimate(found: MigrationEstimate, *, source: str, target: str) -> None
         ("staging", f"{amount(found.staging_bytes)} at a time"),
     ]
     if found.egress_cost is not None:
-        pairs.append(("egress", f"{found.egress_cost:,.4f} in your currency"))
+        cost = f"{found.egress_cost:,.2f}" if found.egress_cost >= 0.01 else "less than 0.01"
+        pairs.append(("egress", f"{cost} in your currency"))
     show_facts(out, pairs)
     for warning in found.warnings:
         out.print(Text(f"  warning: {warning}", style="yellow"), soft_wrap=True)
