@@ -1,8 +1,8 @@
 """`vector-migrate`, the command line: drives the same phases, over the same ledgers, as Dagster does.
 
 What a command found goes to standard output, with `--output json` or `yaml` as one document; progress,
-warnings and errors go to standard error. Nothing heavy is imported before a command runs, and no driver before its store
-is used, so that `vector-migrate --help` answers at once.
+warnings and errors go to standard error. Nothing heavy is imported before a command runs, and no driver
+before its store is used, so that `vector-migrate --help` answers at once.
 
 ====  ==============================================================================================
 exit  means
