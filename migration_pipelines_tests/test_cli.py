@@ -92,7 +92,7 @@ def test_every_command_says_what_it_does_in_100_columns(
 
 
 def test_no_command_is_left_out_above() -> None:
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
 
 
 def test_help_of_all_commands_is_not_cut_off(shell: Shell) -> None:

@@ -1,4 +1,4 @@
-"""`plan`, `run`, `validate`: the commands that work on a migration and its ledger."""
+"""`plan`, `run`, `sync`, `validate`: the commands that work on a migration and its ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from migration_pipelines.cli.comparing import DIFFERENT, compare
 from migration_pipelines.cli.failures import INTERRUPTED, Failure, report_failure, resuming, say
 from migration_pipelines.cli.migrations import defs_folder, home_folder
 from migration_pipelines.cli.observing import heard, observing
-from migration_pipelines.cli.options import MoveOptions, MoveRequest, Options, Request, RunRequest, takes
+from migration_pipelines.cli.options import (
+    MoveOptions,
+    MoveRequest,
+    Options,
+    Request,
+    RunRequest,
+    SyncRequest,
+    takes,
+)
 from migration_pipelines.cli.progress import listening
 from migration_pipelines.cli.reporting import emit, reporting
 from migration_pipelines.cli.signals import stopping
@@ -81,6 +89,16 @@ def run(
         return _run_by_dagster(request, fresh=fresh) if dagster else _run(request, fresh=fresh)
 
 
+@takes(SyncRequest)
+def sync(request: SyncRequest, *, fresh: Fresh = False, dry_run: DryRun = False) -> int:
+    """Move only what is new or changed since the last complete run.
+
+    Everything, where there was none. What is gone from the source is counted, and removed with --delete.
+    """
+    with reporting(request), observing(request):
+        return _drafted(request) if dry_run else _run(request, fresh=fresh)
+
+
 @takes(Request)
 def validate(request: Request) -> int:
     """Check a migration by its ledger, or compare as verify does.
@@ -91,7 +109,7 @@ def validate(request: Request) -> int:
         return compare(request) if request.source or request.target else _validated(request)
 
 
-COMMANDS = (plan, run, validate)
+COMMANDS = (plan, run, sync, validate)
 
 
 # ── plan ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,12 +129,14 @@ def _planned(request: MoveRequest, *, fresh: bool) -> int:
 
 
 def _drafted(request: MoveRequest) -> int:
+    from migration_pipelines.migration import ledger_for
     from migration_pipelines.plan import check_losses, draft
 
     with (
         tempfile.TemporaryDirectory(prefix="vector-migrate-") as home,
         _migration(request, Path(home)) as migration,
     ):
+        migration.history_ledger = ledger_for(migration.config, home_folder(request.home))
         made = draft(migration)
         try:
             check_losses(made)

@@ -272,6 +272,30 @@ class RunRequest(RunOptions, MoveRequest):
     """What to move, how, and who else is to hear of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SyncRequest(RunRequest):
+    """What to keep in step, and how what changed is found."""
+
+    delete: Annotated[
+        bool, Option("--delete", help="Remove from the target what was moved and is gone from the source.")
+    ] = False
+    watermark: Annotated[
+        str | None,
+        Option(metavar="FIELD", help="A field that grows with every change: read only what may be newer."),
+    ] = None
+    overlap: Annotated[
+        float | None,
+        Option(metavar="N", min=0, help="Begin so far before the last run's watermark; moments: seconds."),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
+        found = {"watermark": self.watermark, "watermark_overlap": self.overlap}
+        asked = {name: value for name, value in found.items() if value is not None}
+        deletes = {"apply_deletes": True} if self.delete else {}
+        return {**super().settings(), **asked, **deletes, "incremental": True}
+
+
 Command = TypeVar("Command", bound=Callable[..., int])
 
 

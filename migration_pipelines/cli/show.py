@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from migration_pipelines.compare import Comparison
     from migration_pipelines.inspect import Inspection
-    from migration_pipelines.model import CollectionSchema, Loss, Plan, Profile
+    from migration_pipelines.model import Changes, CollectionSchema, Loss, Plan, Profile
     from migration_pipelines.results import MigrationEstimate
     from migration_pipelines.validate import Report
 
@@ -71,6 +71,7 @@ def show_plan(plan: Plan, *, heading: str) -> None:
         out,
         (
             ("records", f"{profile.records:,} in scope, {amount(profile.bytes)}"),
+            *_changes(plan.changes),
             ("partitions", f"{len(plan.partitions):,}"),
             ("vectors", vectors(plan.source_schema)),
             ("arrives as", vectors(plan.target_schema)),
@@ -107,6 +108,7 @@ def show_report(report: Report) -> None:
     pairs = [
         ("records", ", ".join(f"{count:,} {name}" for name, count in records.items())),
         ("partitions", f"{partitions['verified']:,} of {partitions['total']:,} verified{failed}"),
+        *_changes(report.changes),
         ("counts", f"{report.source['count']:,} in the source, {report.target['count']:,} in the target"),
         ("digest", report.digest),
         ("took", f"{duration(report.seconds)}, {report.records_per_second:,.0f} records a second"),
@@ -120,6 +122,14 @@ def show_report(report: Report) -> None:
         )
     pairs += [("error", error) for error in report.errors]
     show_facts(out, pairs)
+
+
+def _changes(found: Changes | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    fate = "" if not found.deleted or found.removes else ", left in the target"
+    counts = f"{found.new:,} new, {found.changed:,} changed, {found.unchanged:,} unchanged"
+    return [("since then", f"{counts}, {found.deleted:,} deleted{fate}")]
 
 
 def _broken(report: Report) -> list[Any]:
