@@ -150,7 +150,8 @@ def _rehearsed(migration: Migration, plan: Plan, limit: int) -> Rehearsal | None
         started = time.monotonic()
         records = _take(migration, plan, memory, name, limit=limit)
         read_seconds = time.monotonic() - started
-        return _moved(migration, memory, name, read_seconds) if records else None
+        target = migration.target.as_for(plan.profile.records)
+        return _moved(migration, target, memory, name, read_seconds) if records else None
     finally:
         memory.drop(name)
         with suppress(CollectionNotFoundError):
@@ -170,7 +171,7 @@ def _take(migration: Migration, plan: Plan, memory: Store, name: str, *, limit: 
     return records
 
 
-def _moved(migration: Migration, memory: Store, name: str, read_seconds: float) -> Rehearsal:
+def _moved(migration: Migration, target: Store, memory: Store, name: str, read_seconds: float) -> Rehearsal:
     seconds: defaultdict[str, float] = defaultdict(float)
     written: Counter[str] = Counter()
 
@@ -180,7 +181,7 @@ def _moved(migration: Migration, memory: Store, name: str, read_seconds: float) 
 
     settings = {
         "source": memory.address(name),
-        "target": migration.target.address(name),
+        "target": target.address(name),
         "filter": None,
         "workers": 1,
         "on_existing": "refuse",
@@ -191,7 +192,7 @@ def _moved(migration: Migration, memory: Store, name: str, read_seconds: float) 
             config=migration.config.model_copy(update=settings),
             ledger=Ledger(Path(folder)),
             listener=listen,
-            target_store=migration.target,
+            target_store=target,
         )
         report = run_migration(trial)
         require_complete(report)

@@ -317,6 +317,10 @@ class Store(BaseModel, ABC):
         """
         return schema
 
+    def as_for(self, records: int) -> Store:  # noqa: ARG002 - overridden where the index depends on the size
+        """Return the store that builds, of a sample, the search index of a collection of so many records."""
+        return self
+
     def accepts_key(self, key: str) -> bool:  # noqa: ARG002
         """Whether a metadata field may have this name."""
         return True

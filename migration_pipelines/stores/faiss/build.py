@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ def is_plain(field: VectorField, shape: Shape, override: str | None) -> bool:
 def choose(field: VectorField, shape: Shape, override: str | None) -> dict[str, Any]:
     """Return the settings of the index to build, in the field's common words."""
     asked = override or str(field.index.get("type", ""))
-    kind = asked if asked in KINDS else _by_size(shape.count)
+    kind = asked if asked in KINDS else by_size(shape.count)
     if field.dtype is DType.BIT or shape.greatest > _GREATEST_NUMBER:
         kind = "flat"
     if kind == "ivf" and (shape.count < _LEAST_PER_LIST or field.metric is Metric.MANHATTAN):
@@ -100,7 +100,8 @@ def choose(field: VectorField, shape: Shape, override: str | None) -> dict[str, 
     return {"type": kind}
 
 
-def _by_size(count: int) -> str:
+def by_size(count: int) -> Literal["flat", "hnsw", "ivf"]:
+    """Return the kind of index that suits so many vectors."""
     if count <= FLAT_RECORDS:
         return "flat"
     return "hnsw" if count <= HNSW_RECORDS else "ivf"

@@ -57,7 +57,7 @@ from migration_pipelines.model import (
     VectorKind,
 )
 from migration_pipelines.store import Address, Store
-from migration_pipelines.stores.faiss.build import KINDS
+from migration_pipelines.stores.faiss.build import KINDS, by_size
 from migration_pipelines.stores.faiss.checks import check_holdable, checked
 from migration_pipelines.stores.faiss.collection import (
     LOADING,
@@ -393,6 +393,10 @@ class FaissStore(Store):
             found = opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=True)
             kept = (batch.filter(filters.mask(where, batch)) for batch in found)
             return nearest(kept, vector, opened.schema, name=name, limit=limit, where=address)
+
+    def as_for(self, records: int) -> FaissStore:
+        """Return the store that builds, of a sample, the index of a collection of so many records."""
+        return self.model_copy(update={"index": self.index or by_size(records)})
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────
 
