@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import weaviate
 from pydantic import SecretStr
 from weaviate.classes.config import Configure, DataType, Property, ReferenceProperty
 from weaviate.classes.tenants import Tenant, TenantActivityStatus
@@ -21,6 +20,7 @@ from migration_pipelines.model import CollectionSchema, IdKind, Metric, VectorFi
 from migration_pipelines.store import open_address
 from migration_pipelines.stores.weaviate import WeaviateStore
 from migration_pipelines_tests.conformance import adapted, assert_same, ids_of, load, read_all
+from migration_pipelines_tests.harnesses.weaviate import Weaviate
 from migration_pipelines_tests.records import Record, by_id, from_batches, plain_records, to_batch
 from migration_pipelines_tests.standins.weaviate import WeaviateStandin
 
@@ -38,34 +38,49 @@ def some_records(n: int, *, start: int = 0, **changes: Any) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[WeaviateStandin]:
-    standin = WeaviateStandin()
-    with standin.serving():
-        yield standin
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weaviate]:
+    with Weaviate.start(tmp_path_factory.mktemp("weaviate")) as running:
+        yield running
 
 
 @pytest.fixture
-def standin(server: WeaviateStandin) -> Iterator[WeaviateStandin]:
-    """A server with nothing in it, that guesses the types of properties that it doesn't know."""
-    yield server
-    for part in (server.classes, server.alias_of, server.requests, server.grpc_requests):
-        part.clear()
+def store(server: Weaviate) -> Iterator[WeaviateStore]:
+    """A store on the server; what a test creates there is removed after it."""
+    aliases, classes = aliases_of(server), set(server.store.list_collections())
+    yield server.store
+    for alias in aliases_of(server) - aliases:
+        server.client.alias.delete(alias_name=alias)
+    for name in set(server.store.list_collections()) - classes:
+        server.client.collections.delete(name)
 
 
 @pytest.fixture
-def store(standin: WeaviateStandin) -> Iterator[WeaviateStore]:
-    opened = WeaviateStore(host="127.0.0.1", port=standin.port, grpc_port=standin.grpc_port)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def client(standin: WeaviateStandin) -> Iterator[Any]:
+def client(server: Weaviate) -> Any:
     """The vendor's own client."""
-    with weaviate.connect_to_local(
-        "127.0.0.1", standin.port, standin.grpc_port, skip_init_checks=True
-    ) as opened:
-        yield opened
+    return server.client
+
+
+@pytest.fixture
+def standin(server: Weaviate) -> WeaviateStandin:
+    """The stand-in, for what is looked at or changed behind the interface."""
+    if server.standin is None:
+        pytest.skip("a real server can't be looked into")
+    server.standin.grpc_requests.clear()
+    return server.standin
+
+
+def aliases_of(server: Weaviate) -> set[str]:
+    return set(server.client.alias.list_all())
+
+
+def class_of(store: WeaviateStore, name: str = "Docs") -> Any:
+    """A class as the server describes it."""
+    return store._rest("GET", f"/schema/{name}")
+
+
+def types_of(store: WeaviateStore) -> dict[str, str]:
+    """The type of each property of `Docs`."""
+    return {item["name"]: item["dataType"][0] for item in class_of(store).get("properties") or ()}
 
 
 def bound(store: WeaviateStore, tenant: str) -> WeaviateStore:
@@ -164,32 +179,23 @@ def test_an_alias_is_told_by_what_it_points_at(store: WeaviateStore) -> None:
 # ── types ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_fields_get_a_property_of_the_type_that_most_of_their_values_are_of(
-    store: WeaviateStore, standin: WeaviateStandin
-) -> None:
+def test_fields_get_a_property_of_the_type_that_most_of_their_values_are_of(store: WeaviateStore) -> None:
     records = some_records(5, metadata={"n": 1, "half": 0.5, "yes": True, "tags": ["a"], "mixed": 1})
     records[0] = replace(records[0], metadata={"mixed": "text", "n": 2})
     load(store, SCHEMA, records)
-    kinds = {name: item["dataType"] for name, item in standin.classes["Docs"].properties.items()}
-    assert (kinds["n"], kinds["half"], kinds["yes"], kinds["mixed"]) == (
-        ["int"],
-        ["number"],
-        ["boolean"],
-        ["int"],
-    )
+    kinds = types_of(store)
+    assert (kinds["n"], kinds["half"], kinds["yes"], kinds["mixed"]) == ("int", "number", "boolean", "int")
     assert_same(read_all(store, "Docs"), records, store)
 
 
-def test_the_servers_guessing_of_types_never_sees_a_value(
-    store: WeaviateStore, standin: WeaviateStandin
-) -> None:
+def test_the_servers_guessing_of_types_never_sees_a_value(store: WeaviateStore) -> None:
     """It would take a text for a date or a UUID, and refuse the next one that is neither."""
     load(store, SCHEMA, some_records(1))
-    before = set(standin.classes["Docs"].properties)
+    before = types_of(store)
     values = ["2024-01-01T00:00:00Z", str(uuid.uuid4()), "neither"]
     records = [replace(r, metadata={"new": v}) for r, v in zip(some_records(3), values, strict=True)]
     store.upsert("Docs", to_batch(records, SCHEMA))
-    assert set(standin.classes["Docs"].properties) == before
+    assert types_of(store) == before
     assert_same(read_all(store, "Docs"), records, store)
 
 
@@ -213,12 +219,10 @@ def test_no_metadata_and_empty_metadata_stay_different(store: WeaviateStore) -> 
     assert_same(read_all(store, "Docs"), records, store)
 
 
-def test_a_collection_of_very_many_fields_gets_properties_for_the_most_common(
-    store: WeaviateStore, standin: WeaviateStandin
-) -> None:
+def test_a_collection_of_very_many_fields_gets_properties_for_the_most_common(store: WeaviateStore) -> None:
     records = some_records(2, metadata={f"f{number}": number for number in range(300)})
     load(store, SCHEMA, records)
-    assert len(standin.classes["Docs"].properties) < 210
+    assert len(types_of(store)) < 210
     assert_same(read_all(store, "Docs"), records, store)
 
 
@@ -256,7 +260,7 @@ def test_a_field_called_text_is_no_document_in_a_collection_of_ours(store: Weavi
 
 
 def test_what_a_foreign_collection_has_no_property_for_is_rejected_by_name(
-    store: WeaviateStore, client: Any, standin: WeaviateStandin
+    store: WeaviateStore, client: Any
 ) -> None:
     client.collections.create(
         "Docs", properties=[Property(name="n", data_type=DataType.INT)], vector_config=own_vectors()
@@ -267,7 +271,7 @@ def test_what_a_foreign_collection_has_no_property_for_is_rejected_by_name(
         with pytest.raises(errors.RecordRejectedError):
             store.upsert("Docs", to_batch([record], schema.model_copy(update={"vectors": SCHEMA.vectors})))
     assert store.count("Docs") == 0
-    assert set(standin.classes["Docs"].properties) == {"n"}
+    assert types_of(store) == {"n": "int"}
 
 
 def test_properties_of_every_type_are_read(store: WeaviateStore, client: Any) -> None:
@@ -354,7 +358,7 @@ def test_metrics_that_few_stores_have_are_kept(store: WeaviateStore, metric: Met
     assert store.describe("Docs").vectors[0].metric is metric
 
 
-def test_the_settings_of_an_index_and_a_class_travel(store: WeaviateStore, standin: WeaviateStandin) -> None:
+def test_the_settings_of_an_index_and_a_class_travel(store: WeaviateStore) -> None:
     index = {"ef": 77, "maxConnections": 9, "distance": "dot", "rq": {"enabled": True, "bits": 8}}
     store._rest(
         "POST",
@@ -369,10 +373,10 @@ def test_the_settings_of_an_index_and_a_class_travel(store: WeaviateStore, stand
     found = store.describe("Docs")
     assert (found.vectors[0].index["m"], found.vectors[0].index["ef_search"]) == (9, 77)
     store.create(store.adapt(found.model_copy(update={"name": "Copy"}), {}))
-    copy = standin.classes["Copy"].body
+    copy = class_of(store, "Copy")
     assert copy["description"] == "about"
     assert copy["replicationConfig"]["factor"] == 3
-    assert copy["vectorConfig"] == standin.classes["Docs"].body["vectorConfig"]
+    assert copy["vectorConfig"] == class_of(store)["vectorConfig"]
 
 
 # ── walking ──────────────────────────────────────────────────────────────────────────────────────────
@@ -426,14 +430,18 @@ def spaced_records(n: int) -> list[Record]:
     return [replace(r, namespace=["acme", "Beta-2"][at % 2]) for at, r in enumerate(some_records(n))]
 
 
-def test_tenants_are_added_as_they_are_needed(store: WeaviateStore, standin: WeaviateStandin) -> None:
+def test_tenants_are_added_as_they_are_needed(store: WeaviateStore, client: Any) -> None:
     load(store, SPACED, records := spaced_records(20))
     assert store.describe("Docs").has_namespaces
-    assert standin.classes["Docs"].tenants == {"Beta-2": "HOT", "acme": "HOT"}
+    found = client.collections.get("Docs").tenants.get()
+    assert {name: tenant.activity_status.value for name, tenant in found.items()} == {
+        "Beta-2": "ACTIVE",
+        "acme": "ACTIVE",
+    }
     assert_same(read_all(store, "Docs", span_records=3), records, store)
 
 
-def test_one_tenant_is_a_collection_of_its_own(store: WeaviateStore, standin: WeaviateStandin) -> None:
+def test_one_tenant_is_a_collection_of_its_own(store: WeaviateStore, client: Any) -> None:
     load(store, SPACED, records := spaced_records(20))
     acme = bound(store, "acme")
     own = [replace(r, namespace=None) for r in records if r.namespace == "acme"]
@@ -443,7 +451,7 @@ def test_one_tenant_is_a_collection_of_its_own(store: WeaviateStore, standin: We
     acme.delete("Docs", ids_of(own[:1]))
     assert (acme.count("Docs"), store.count("Docs")) == (len(own) - 1, 19)
     acme.drop("Docs")
-    assert set(standin.classes["Docs"].tenants) == {"Beta-2"}
+    assert set(client.collections.get("Docs").tenants.get()) == {"Beta-2"}
     with pytest.raises(errors.CollectionNotFoundError, match="Beta-2"):
         acme.count("Docs")
     acme.close()
