@@ -126,7 +126,7 @@ def test_two_spellings_of_a_name_are_one_collection(store: WeaviateStore) -> Non
     """Were they two, `replace` could drop the source of a migration as its target."""
     assert store.address("docs") == store.address("Docs")
     load(store, SCHEMA.model_copy(update={"name": "docs"}), some_records(3))
-    assert store.list_collections() == ["Docs"]
+    assert [name for name in store.list_collections() if name.lower() == "docs"] == ["Docs"]
     assert store.count("docs") == store.count("Docs") == 3
 
 
@@ -174,6 +174,21 @@ def test_an_alias_is_told_by_what_it_points_at(store: WeaviateStore) -> None:
         with pytest.raises(errors.ConfigurationError, match="alias of Docs"):
             operation("Current")
     assert store.count("Docs") == 3
+
+
+def test_a_collection_whose_name_differs_in_case_alone_is_told(store: WeaviateStore) -> None:
+    """On disk they would be one, so that Weaviate has only one of them."""
+    load(store, SCHEMA, some_records(1))
+    with pytest.raises(errors.CollectionExistsError, match="Docs"):
+        store.create(SCHEMA.model_copy(update={"name": "DOCS"}))
+    assert store.list_collections().count("Docs") == 1
+
+
+def test_an_alias_can_not_take_the_name_of_a_collection(store: WeaviateStore) -> None:
+    """The server answers 500, which is not to be tried again."""
+    load(store, SCHEMA, some_records(1))
+    with pytest.raises(errors.CollectionExistsError):
+        store.set_alias("Docs", "Docs")
 
 
 # ── types ────────────────────────────────────────────────────────────────────────────────────────────
@@ -366,7 +381,7 @@ def test_the_settings_of_an_index_and_a_class_travel(store: WeaviateStore) -> No
         body={
             "class": "Docs",
             "description": "about",
-            "replicationConfig": {"factor": 3},
+            "replicationConfig": {"factor": 1, "deletionStrategy": "NoAutomatedResolution"},
             "vectorConfig": {"default": {"vectorizer": {"none": {}}, "vectorIndexConfig": index}},
         },
     )
@@ -375,8 +390,16 @@ def test_the_settings_of_an_index_and_a_class_travel(store: WeaviateStore) -> No
     store.create(store.adapt(found.model_copy(update={"name": "Copy"}), {}))
     copy = class_of(store, "Copy")
     assert copy["description"] == "about"
-    assert copy["replicationConfig"]["factor"] == 3
+    assert copy["replicationConfig"]["deletionStrategy"] == "NoAutomatedResolution"
     assert copy["vectorConfig"] == class_of(store)["vectorConfig"]
+
+
+def test_a_class_of_a_cluster_gets_fewer_copies_where_there_are_fewer_nodes(store: WeaviateStore) -> None:
+    settings = {"class": {"replicationConfig": {"factor": 99, "deletionStrategy": "NoAutomatedResolution"}}}
+    store.create(SCHEMA.model_copy(update={"options": {"weaviate": settings}}))
+    found = class_of(store)["replicationConfig"]
+    assert 1 <= found["factor"] < 99
+    assert found["deletionStrategy"] == "NoAutomatedResolution"
 
 
 # ── walking ──────────────────────────────────────────────────────────────────────────────────────────
@@ -412,6 +435,19 @@ def test_pages_shrink_where_a_reply_would_be_too_large(
     monkeypatch.setattr(standin, "max_message_bytes", 1_000)
     with pytest.raises(errors.StoreRefusedError, match="GRPC_MAX_MESSAGE_SIZE"):
         read_all(store, "Docs")
+
+
+def test_a_server_that_gives_few_objects_at_a_time_is_read_and_deleted_from_all_the_same(
+    store: WeaviateStore, standin: WeaviateStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with a small QUERY_MAXIMUM_RESULTS refuses larger pages, and deletes no more than that."""
+    load(store, SCHEMA, records := some_records(700))
+    monkeypatch.setattr(standin, "maximum_results", 100)
+    assert_same(read_all(store, "Docs", span_records=300), records, store)
+    assert store.fetch("Docs", ids_of(records)).num_rows == 700
+    assert store.fingerprint("Docs").startswith("700:")
+    store.delete("Docs", ids_of(records[:650]))
+    assert_same(read_all(store, "Docs"), records[650:], store)
 
 
 def test_an_update_in_place_changes_the_fingerprint(store: WeaviateStore) -> None:

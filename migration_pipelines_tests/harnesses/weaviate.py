@@ -1,7 +1,7 @@
 """Weaviate, reached around the connector by the vendor's own client.
 
-The server is the one of WEAVIATE_URL (its gRPC port WEAVIATE_GRPC_PORT, its key WEAVIATE_API_KEY); without
-one, the stand-in.
+The server is the one of WEAVIATE_URL (its gRPC port WEAVIATE_GRPC_PORT, its key WEAVIATE_API_KEY), from which
+what was made there is removed at the end; without one, the stand-in.
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ class Weaviate(Harness):
             parts = urlsplit(url)
             grpc_port = int(os.environ.get("WEAVIATE_GRPC_PORT", "50051"))
             with _opened(parts.hostname or "localhost", parts.port or 8080, grpc_port) as (store, client):
+                before = set(store.list_collections())
                 yield cls(store, client, None)
+                for alias, found in client.alias.list_all().items():
+                    if found.collection not in before:
+                        client.alias.delete(alias_name=alias)
+                client.collections.delete(sorted(set(store.list_collections()) - before))
             return
         standin = WeaviateStandin()
         with standin.serving(), _opened("127.0.0.1", standin.port, standin.grpc_port) as (store, client):

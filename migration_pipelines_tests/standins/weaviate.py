@@ -21,7 +21,6 @@ from migration_pipelines_tests.standins.weaviate_values import InvalidValueError
 
 VERSION = "1.32.4"
 MAX_MESSAGE_BYTES = 104_858_000
-MAXIMUM_RESULTS = 10_000  # QUERY_MAXIMUM_RESULTS
 
 _CLASS = re.compile(r"[A-Z][_0-9A-Za-z]{0,254}")
 _PROPERTY = re.compile(r"[_A-Za-z][_0-9A-Za-z]{0,230}")
@@ -138,6 +137,8 @@ class WeaviateStandin(Standin):
         super().__init__()
         self.api_key, self.auto_schema, self.version = api_key, auto_schema, version
         self.max_message_bytes = MAX_MESSAGE_BYTES
+        self.maximum_results = 10_000  # QUERY_MAXIMUM_RESULTS
+        self.nodes = 1
         self.classes: dict[str, StoredClass] = {}
         self.alias_of: dict[str, str] = {}
         self.grpc_port = 0
@@ -233,8 +234,9 @@ class WeaviateStandin(Standin):
             other = next((o.vectors[wire] for o in objects.values() if wire in o.vectors), None)
             if other is not None and len(other) != len(raw) and len(raw) % 4 == 0:
                 raise InvalidValueError(
-                    f"vector lengths don't match: new node has a vector with length {len(raw) // 4}. "
-                    f"Existing nodes have vectors with length {len(other) // 4}"
+                    f"Validate vector index {wire} for target vector {item.id}: new node has a vector with "
+                    f"length {len(raw) // 4}. Existing nodes have vectors with length {len(other) // 4}: "
+                    "vector dimensions do not match the index dimensions"
                 )
 
     # ── REST ─────────────────────────────────────────────────────────────────────────────────────────
@@ -276,9 +278,8 @@ class WeaviateStandin(Standin):
             return Reply(body={"classes": [found.body for found in self.classes.values()]})
         found = self.found(rest[0])
         if len(rest) == 1 and request.method == "DELETE":
-            if found is not None:
-                del self.classes[found.body["class"]]
-            return Reply()  # also where there is none
+            self.classes.pop(upper(rest[0]), None)
+            return Reply()  # also where there is none, or an alias
         if found is None:
             raise ServerError("", 404)
         if rest[1:] == ["tenants"]:
@@ -291,8 +292,18 @@ class WeaviateStandin(Standin):
         name = upper(asked["class"])
         if not _CLASS.fullmatch(name):
             raise ServerError(f"'{name}' is not a valid class name")
-        if name in self.classes or name in self.alias_of:
+        if name in self.classes:
             raise ServerError(f"class name {name} already exists")
+        if name in self.alias_of:
+            raise ServerError(f"alias name {name} already exists")
+        if similar := [other for other in self.classes if other.lower() == name.lower()]:
+            raise ServerError(f'class already exists: found similar class "{similar[0]}"')
+        copies = (asked.get("replicationConfig") or {}).get("factor", 1)
+        if copies > self.nodes:
+            raise ServerError(
+                "init sharding state: could not find enough weaviate nodes for replication: "
+                f"{self.nodes} available, {copies} requested"
+            )
         body: dict[str, Any] = {
             "invertedIndexConfig": _INVERTED,
             "replicationConfig": {"asyncEnabled": False, "factor": 1},
@@ -396,7 +407,9 @@ class WeaviateStandin(Standin):
         asked = request.json() or {}
         alias = upper(rest[0] if rest else asked["alias"])
         if request.method == "POST" and (alias in self.alias_of or alias in self.classes):
-            raise ServerError(f"create alias: {alias} already exists")
+            raise ServerError(
+                f"updating schema: TYPE_CREATE_ALIAS: create alias: class {alias} already exists", 500
+            )
         if request.method != "POST" and alias not in self.alias_of:
             raise ServerError("", 404)
         if request.method == "DELETE":
@@ -404,7 +417,7 @@ class WeaviateStandin(Standin):
             return Reply(204)
         if request.method in ("POST", "PUT"):
             if upper(asked["class"]) not in self.classes:
-                raise ServerError(f"class {asked['class']} does not exist")
+                raise ServerError(f'validation: target class "{asked["class"]}" does not exist')
             self.alias_of[alias] = upper(asked["class"])
         return Reply(body={"alias": alias, "class": self.alias_of[alias]})
 

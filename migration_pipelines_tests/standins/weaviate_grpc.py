@@ -23,7 +23,6 @@ from weaviate.proto.v1 import (
 )
 
 from migration_pipelines_tests.standins.weaviate import (
-    MAXIMUM_RESULTS,
     ServerError,
     StoredClass,
     StoredObject,
@@ -165,10 +164,11 @@ class _Servicer(weaviate_pb2_grpc.WeaviateServicer):
     def _delete(self, request: Any) -> Any:
         found = self._class(request.collection)
         objects = found.of(request.tenant)
-        matches = self._matching(request.filters, objects)[:MAXIMUM_RESULTS]
-        for key in matches:
+        matches = self._matching(request.filters, objects)
+        deleted = matches[: self._standin.maximum_results]
+        for key in deleted:
             del objects[key]
-        return batch_delete_pb2.BatchDeleteReply(matches=len(matches), successful=len(matches))
+        return batch_delete_pb2.BatchDeleteReply(matches=len(matches), successful=len(deleted))
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,8 +188,13 @@ class _Servicer(weaviate_pb2_grpc.WeaviateServicer):
 
     def _search(self, request: Any) -> Any:
         found = self._class(request.collection)
-        if request.limit + request.offset > MAXIMUM_RESULTS:
-            raise ServerError("query maximum results exceeded")
+        if request.limit + request.offset > self._standin.maximum_results:
+            raise ServerError(
+                "explorer: list class: search: invalid pagination params: query maximum results exceeded: "
+                f"the total limit calculated from the provided offset '{request.offset}' and limit "
+                f"'{request.limit}' exceeds the configured value for QUERY_MAXIMUM_RESULTS "
+                f"'{self._standin.maximum_results}'"
+            )
         objects = found.of(request.tenant)
         filtered = request.HasField("filters")
         if request.after and (filtered or request.offset or request.HasField("near_vector")):

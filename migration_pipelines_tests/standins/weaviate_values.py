@@ -75,8 +75,9 @@ def kept(name: str, value: Any, item: Mapping[str, Any], class_name: str) -> Any
     try:
         return _kept_list(value, kind[:-2]) if kind.endswith("[]") else _KEPT[kind](value)
     except InvalidValueError as error:
+        shown = kind.replace("int", "integer") if kind in ("int", "int[]") else kind
         raise InvalidValueError(
-            f"invalid {kind} property '{name}' on class '{class_name}': {error}"
+            f"invalid {shown} property '{name}' on class '{class_name}': {error}"
         ) from None
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from migration_pipelines.errors import StoreRefusedError, TransientError
 from migration_pipelines.stores.weaviate.connection import Connection
-from migration_pipelines.stores.weaviate.errors import TOO_LARGE, classify
+from migration_pipelines.stores.weaviate.errors import TOO_LARGE, TOO_MANY, classify
 from migration_pipelines.stores.weaviate.layout import Layout
 from migration_pipelines.stores.weaviate.reading import by_ids, found_dimensions, search_request
 
-_IDS_PAGE = 5000  # below the 10,000 of the server's QUERY_MAXIMUM_RESULTS
+_IDS_PAGE = 5000  # below the usual 10,000 of the server's QUERY_MAXIMUM_RESULTS
 _BY_ID_PAGE = 500
 
 
@@ -112,6 +112,9 @@ class Access:
                 found = found[: bisect_right(ids, last)]
             if found:
                 yield found
+            size = min(
+                size, 2 * len(ids)
+            )  # one that the server wouldn't give is not asked for again and again
 
     def by_ids(self, tenant: str, texts: Sequence[str], *, vectors: bool) -> Iterator[list[Any]]:
         """Yield the objects of these ids, in any order."""
@@ -124,7 +127,7 @@ class Access:
                 yield found
 
     def _found(self, *, limit: int, **options: Any) -> list[Any]:
-        """Return the objects that a request finds, at most `limit`, or fewer where they fill a message.
+        """Return the objects that a request finds, at most `limit`, or fewer where the server gives no more.
 
         Raises
         ------
@@ -134,7 +137,8 @@ class Access:
         try:
             return list(self.call("Search", search_request(self.layout, limit=limit, **options)).results)
         except Exception as error:
-            if TOO_LARGE not in classify(error)[1]:
+            said = classify(error)[1]
+            if TOO_LARGE not in said and TOO_MANY not in said:
                 raise
         if limit > 1 and "filters" not in options:
             return self._found(limit=limit // 2, **options)
@@ -161,10 +165,14 @@ class Access:
         return int(self.call("Aggregate", request).single_result.objects_count)
 
     def delete(self, tenant: str, texts: Sequence[str]) -> int:
-        """Remove the objects of these ids; returns how many the server failed to remove."""
+        """Remove the objects of these ids; returns how many of them are still there.
+
+        Of more objects than QUERY_MAXIMUM_RESULTS the server removes that many and reports no failure, only
+        that it found more.
+        """
         from weaviate.proto.v1 import base_pb2, batch_delete_pb2
 
-        failed = 0
+        left = 0
         for start in range(0, len(texts), _BY_ID_PAGE):
             request = batch_delete_pb2.BatchDeleteRequest(
                 collection=self.layout.name,
@@ -172,8 +180,11 @@ class Access:
                 tenant=tenant or None,
                 consistency_level=base_pb2.CONSISTENCY_LEVEL_QUORUM,
             )
-            failed += int(self.call("BatchDelete", request).failed)
-        return failed
+            reply = self.call("BatchDelete", request)
+            while reply.successful and reply.matches > reply.successful + reply.failed:
+                reply = self.call("BatchDelete", request)
+            left += max(reply.failed, reply.matches - reply.successful)
+        return left
 
     def dimensions(self, tenants: Sequence[str]) -> dict[str, int | None]:
         """Return each vector field's dimensions, which only objects know.

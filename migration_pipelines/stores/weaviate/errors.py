@@ -20,10 +20,12 @@ from migration_pipelines.errors import (
 
 # A server gives most of its own errors over gRPC the code UNKNOWN, so that only their text tells them apart.
 _FOR_A_WHILE = (
-    r"(?i)deadline|timed? ?out|read-?only|\bleader\b|replica|consistency level|shutting down|memory|\bEOF\b|"
-    r"connection re(set|fused)|broken pipe|too many requests|unavailable|stream removed|RST_STREAM|no space"
+    r"(?i)deadline|timed? ?out|read-?only|\bleader\b|\breplicas?\b|consistency level|shutting down|memory|"
+    r"\bEOF\b|connection re(set|fused)|broken pipe|too many requests|unavailable|stream removed|RST_STREAM|"
+    r"no space"
 )
 TOO_LARGE = r"larger than max"
+TOO_MANY = r"query maximum results exceeded"
 _NO_COLLECTION = (
     r"(could not find|failed to get) class|class .{0,300}not (present|found|exist)|not found in schema"
 )

@@ -72,6 +72,7 @@ from migration_pipelines.stores.weaviate.writing import Writer, check_reply, req
 _PORT, _GRPC_PORT, _TLS_PORT = 8080, 50051, 443
 _DOCUMENT = "document"
 _PAGE = 1000  # records a reply
+_TOO_FEW_NODES = re.compile(r"not find enough weaviate nodes for replication: (\d+) available")
 _OPTIONS = frozenset({"grpc_host", "grpc_port", "https", "namespace", "document_field"})
 
 
@@ -327,7 +328,7 @@ class WeaviateStore(Store):
         with self.translating(schema.name):
             found = self._found_class(schema.name)
             if found is None:
-                self._rest("POST", "/schema", body=body)
+                self._create_class(body)
             access = self._access(schema.name, check_tenant=False)
             is_taken = self.namespace is None or self.namespace in access.tenants()
             if found is not None and is_taken:
@@ -338,6 +339,17 @@ class WeaviateStore(Store):
                 )
             if self.namespace is not None:
                 access.add_tenants([self.namespace])
+
+    def _create_class(self, body: dict[str, Any]) -> None:
+        """Create a class, with as many copies of each object as there are nodes if it asks for more."""
+        try:
+            self._rest("POST", "/schema", body=body)
+        except RestError as error:
+            nodes = _TOO_FEW_NODES.search(str(error))
+            if nodes is None or int(nodes[1]) < 1:
+                raise
+            copies = {**body["replicationConfig"], "factor": int(nodes[1])}
+            self._rest("POST", "/schema", body=body | {"replicationConfig": copies})
 
     def drop(self, collection: str) -> None:
         """Remove a collection and all its records; bound to a tenant, that tenant alone."""
@@ -398,10 +410,10 @@ class WeaviateStore(Store):
         with self.translating(collection):
             access = self._access(collection)
             for tenant, texts in self._by_tenant(access, ids).items():
-                if failed := access.delete(tenant, texts):
+                if left := access.delete(tenant, texts):
                     raise TransientError(
-                        f"{access.where}: {failed} of {len(texts)} records were not deleted: try again",
-                        failed=failed,
+                        f"{access.where}: {left} of {len(texts)} records were not deleted: try again",
+                        failed=left,
                     )
 
     # ── search, aliases ──────────────────────────────────────────────────────────────────────────────
