@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from migration_pipelines_tests.conformance import assert_same, ids_of, load, rea
 from migration_pipelines_tests.records import Record, by_id, plain_records, plain_schema, to_batch
 from migration_pipelines_tests.shell import Shell, shell
 from migration_pipelines_tests.standins.http import Fault, Reply
+from migration_pipelines_tests.standins.proxy import Gate
 from migration_pipelines_tests.standins.weaviate import WeaviateStandin
 from migration_pipelines_tests.standins.weaviate_grpc import GrpcFault
 from migration_pipelines_tests.test_weaviate import SCHEMA, some_records
@@ -144,6 +146,28 @@ def test_a_code_says_what_becomes_of_the_call(
         store.count("Docs")
     assert type(caught.value) is CODES[code]
     assert caught.value.facts["retry_after_seconds"] == 3
+
+
+def test_a_server_that_comes_back_is_found_again_soon(store: WeaviateStore, standin: WeaviateStandin) -> None:
+    """Left alone, gRPC looks for it again after one second, then two, three, …: up to two minutes later."""
+    gate = Gate(lambda: socket.create_connection(("127.0.0.1", standin.grpc_port)))
+    with gate.serving():
+        through = WeaviateStore(host="127.0.0.1", port=standin.port, grpc_port=gate.port)
+        assert through.count("Docs") == 30
+        gate.close()
+        closed = time.monotonic()
+        while time.monotonic() < closed + 1.3:
+            with pytest.raises(errors.TransientError):
+                through.count("Docs")
+            time.sleep(0.05)
+        gate.open()
+        while True:
+            with contextlib.suppress(errors.TransientError):
+                assert through.count("Docs") == 30
+                break
+            assert time.monotonic() < closed + 2.1
+            time.sleep(0.05)
+        through.close()
 
 
 def test_nothing_is_retried_by_the_connection_itself(store: WeaviateStore, standin: WeaviateStandin) -> None:

@@ -85,6 +85,12 @@ class Connection:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             ("grpc.enable_retries", 0),
+            # A channel that lost its server fails every call at once until it looks again, after up to two
+            # minutes: how long to wait is for the engine's retries to say.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.use_local_subchannel_pool", 1),
         ]
         grpc_host = f"[{endpoint.grpc_host}]" if ":" in endpoint.grpc_host else endpoint.grpc_host
         target = f"{grpc_host}:{endpoint.grpc_port}"
