@@ -112,6 +112,27 @@ def bodies(standin: QdrantStandin, path: str, method: str = "POST") -> list[Any]
     return [r.json() for r in standin.requests if r.path.endswith(path) and r.method == method]
 
 
+def test_a_collection_in_strict_mode_is_read_in_the_pages_that_it_allows(
+    store: QdrantStore, standin: QdrantStandin
+) -> None:
+    """A server refuses larger pages than the collection's `max_query_limit`."""
+    strict = {"strict_mode_config": {"enabled": True, "max_query_limit": 7}}
+    store.create(SCHEMA.model_copy(update={"options": {"qdrant": strict}}))
+    store.upsert("docs", to_batch(some_records(30), SCHEMA))
+    assert by_id(read_all(store)) == by_id(some_records(30))
+    assert store.fingerprint("docs").startswith("30:")
+    assert store.count("docs", filters.parse({"n": {"$lt": 9}})) == 9
+
+
+def test_an_alias_is_not_dropped_as_a_collection(any_store: QdrantStore) -> None:
+    """A server answers that it did nothing, which isn't worth another try."""
+    any_store.create(SCHEMA)
+    any_store.set_alias("current", "docs")
+    with pytest.raises(errors.ConfigurationError, match="alias of docs"):
+        any_store.drop("current")
+    assert any_store.list_collections() == ["docs"]
+
+
 # ── what the engine holds ────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,7 +1,7 @@
 """Qdrant's local mode (a folder, memory) and a server, reached around the connector by qdrant-client.
 
-The server is that of QDRANT_URL (its key in QDRANT_API_KEY, its port for gRPC in QDRANT_GRPC_PORT), else a
-stand-in over the real engine.
+The server is that of QDRANT_URL (its key in QDRANT_API_KEY, its port for gRPC in QDRANT_GRPC_PORT), where
+what was made is removed at the end, else a stand-in over the real engine.
 """
 
 from __future__ import annotations
@@ -180,7 +180,10 @@ class QdrantServer(_Qdrant):
         )
         harness = cls(store)
         harness.url, harness.key = url, key
+        before = set(store.list_collections())
         yield harness
+        for name in set(store.list_collections()) - before:
+            store.drop(name)
         store.close()
 
     @contextmanager

@@ -110,6 +110,7 @@ class _Collection:
             "quantization_config": body.get("quantization_config"),
         }
         config |= {"metadata": self.metadata} if self.metadata else {}
+        config |= {key: body[key] for key in ("strict_mode_config",) if body.get(key)}
         return {
             "status": "green",
             "optimizer_status": "ok",
@@ -330,6 +331,14 @@ def _retrieve(found: _Collection, body: Any) -> Any:
 
 def _scroll(found: _Collection, body: Any) -> Any:
     limit = 10 if body.get("limit") is None else body["limit"]
+    strict = found.body.get("strict_mode_config") or {}
+    most = strict.get("max_query_limit") if strict.get("enabled") else None
+    if most is not None and limit > most:
+        raise RefusedError(
+            400,
+            f'Bad request: Limit exceeded {limit} > {most} for "limit". Help: Reduce the "limit" parameter '
+            f"to or below {most}.",
+        )
     options = (bool(body.get("with_payload", True)), bool(body.get("with_vector")))
     records = []
     for key, shard in found.shards.items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from migration_pipelines.model import Span
+from migration_pipelines.stores.qdrant.failures import AnswerError, RpcStatusError
 
 _IDS_PAGE = 10_000
+# What a collection in strict mode says to a larger page than its `max_query_limit`.
+_TOO_MANY = re.compile(r'Limit exceeded \d+ > (\d+) for "limit"')
 
 Id = int | str
 
@@ -49,7 +53,14 @@ def _pages(
 ) -> Iterator[list[Mapping[str, Any]]]:
     while True:
         start = {} if offset is None else {"offset": offset}
-        points, offset = reader.scroll(collection, {**body, **start})
+        try:
+            points, offset = reader.scroll(collection, {**body, **start})
+        except (AnswerError, RpcStatusError) as error:
+            most = _TOO_MANY.search(str(error))
+            if most is None or not 0 < int(most[1]) < body["limit"]:
+                raise
+            body = {**body, "limit": int(most[1])}
+            continue
         yield points
         if offset is None:
             return

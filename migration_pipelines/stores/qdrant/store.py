@@ -16,6 +16,7 @@ by LangChain are read with `?document_field=page_content`, and its `metadata` is
 Without that, nothing is lost: the text stays in the metadata.
 
 With a `grpc_port` a server's points go by gRPC, and all else by HTTP; what is read and written is the same.
+Both were tried on a server, Qdrant 1.18.3. One without a cluster refuses to create shards by key.
 
 What `fingerprint` misses: of a folder, nothing. Of a server and of memory it takes the ids, and misses an
 update in place, as Qdrant tells no version.
@@ -332,6 +333,10 @@ class QdrantStore(Store):
         """Remove a collection, its records and the aliases that point at it."""
         with self.translating(collection):
             self._reader().info(collection)  # Qdrant doesn't say that one isn't there
+            if target := self._reader().aliases().get(collection):
+                raise ConfigurationError(
+                    f"{self.address(collection)} is an alias of {target}: name that instead"
+                )
             self._writer().drop(collection)
 
     def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
