@@ -2,10 +2,11 @@
 
 How it reads: by Weaviate's cursor, which goes through the ids in order and misses nothing that stays. Spans
 are ranges of ids, which hold for good. Weaviate's `offset` is never used: it skips records while others are
-deleted.
+deleted. A page that the server won't give, for its size or for QUERY_MAXIMUM_RESULTS, is read in parts.
 
 How it writes: objects whole, each replacing the one under its id, in batches whose reply says of every object
-whether it was taken. Vectors are given, never made by a module of the server's (`vectorizer: none`).
+whether it was taken. Vectors are given, never made by a module of the server's (`vectorizer: none`). All of
+this was tried on a server, Weaviate 1.39.0.
 
 The document is the property `document_field`; in classes that LangChain or LlamaIndex made `page_content` or
 `text`. `fingerprint` takes every id and the time of its last update: it misses an object that is updated
