@@ -271,6 +271,21 @@ def test_a_grpc_port_that_nobody_listens_at_is_unavailable(
                 call(gone)
 
 
+def test_a_server_that_is_slow_to_take_a_connection_is_waited_for(
+    store: QdrantStore, standin: QdrantGrpcStandin
+) -> None:
+    """The least time between two attempts to connect is how long gRPC waits for one, too."""
+
+    def slowly() -> socket.socket:
+        time.sleep(0.4)
+        return socket.create_connection(("127.0.0.1", standin.grpc_port))
+
+    with (gate := Gate(slowly)).serving():
+        far = QdrantStore(host="127.0.0.1", port=standin.port, grpc_port=gate.port)
+        assert far.count("docs") == 30
+        far.close()
+
+
 def test_a_server_that_comes_back_is_found_again_within_three_seconds(
     store: QdrantStore, standin: QdrantGrpcStandin
 ) -> None:

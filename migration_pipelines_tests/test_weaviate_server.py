@@ -148,6 +148,21 @@ def test_a_code_says_what_becomes_of_the_call(
     assert caught.value.facts["retry_after_seconds"] == 3
 
 
+def test_a_server_that_is_slow_to_take_a_connection_is_waited_for(
+    store: WeaviateStore, standin: WeaviateStandin
+) -> None:
+    """The least time between two attempts to connect is how long gRPC waits for one, too."""
+
+    def slowly() -> socket.socket:
+        time.sleep(0.4)
+        return socket.create_connection(("127.0.0.1", standin.grpc_port))
+
+    with (gate := Gate(slowly)).serving():
+        far = WeaviateStore(host="127.0.0.1", port=standin.port, grpc_port=gate.port)
+        assert far.count("Docs") == 30
+        far.close()
+
+
 def test_a_server_that_comes_back_is_found_again_soon(store: WeaviateStore, standin: WeaviateStandin) -> None:
     """Left alone, gRPC looks for it again after one second, then two, three, …: up to two minutes later."""
     gate = Gate(lambda: socket.create_connection(("127.0.0.1", standin.grpc_port)))

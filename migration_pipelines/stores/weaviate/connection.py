@@ -88,7 +88,6 @@ class Connection:
             # A channel that lost its server fails every call at once until it looks again, after up to two
             # minutes: how long to wait is for the engine's retries to say.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1_000),
             ("grpc.use_local_subchannel_pool", 1),
         ]
