@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -44,7 +45,6 @@ from migration_pipelines.store import Address, Store
 from migration_pipelines.sync import (
     baseline_of,
     change_partitions,
-    choose_strategy,
     compared,
     is_done,
     on_existing,
@@ -75,11 +75,7 @@ def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
         The source changed while it was counted.
     """
     previous = migration.ledger.plan()
-    if (
-        previous is not None
-        and not fresh
-        and not (migration.config.incremental and is_done(migration, previous))
-    ):
+    if previous is not None and not fresh and not _asks_what_changed(migration, previous):
         migration.check_unchanged(previous)
         return previous
     with migration.phase("plan"):
@@ -91,6 +87,22 @@ def make_plan(migration: Migration, *, fresh: bool = False) -> Plan:
         found = migration.plan  # as it was frozen
         migration.tell("planned", records=found.profile.records, bytes=found.profile.bytes)
     return found
+
+
+def _asks_what_changed(migration: Migration, plan: Plan) -> bool:
+    return migration.config.incremental and is_done(migration, plan)
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What is to be moved. `id_kinds` and `repeated_ids` are those of the whole collection."""
+
+    partitions: tuple[Partition, ...]
+    profile: Profile
+    sample: Sample
+    id_kinds: frozenset[IdKind]
+    repeated_ids: int
+    changes: Changes | None = None
 
 
 def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> Plan:
@@ -116,28 +128,17 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         accepts_id=target.accepts_id,
         mapping=mapping,
     )
-    strategy: IdStrategy | None = None
-    changes: Changes | None = None
-    if baseline is None:
-        partitions = _partitions(migration, counter, generation=generation, keep=keep)
-    else:
-        partitions, changes, strategy = _changes(migration, baseline, counter, generation=generation)
-    sample = take_sample(source, collection, mapping=mapping)
-    profile = counter.profile(sample)
+    scope = _scope(migration, baseline, counter, generation=generation, keep=keep)
+    profile = scope.profile
     if source.fingerprint(collection) != fingerprint:
         raise SourceChangedError(
             f"{source.address(collection)} changed while the plan was made: stop its writers, plan again"
         )
-    _check_ids(profile, source.address(collection), made_from=None if mapping is None else mapping.id_from)
-    same_ids = mapping is None or mapping.id_from is None
-    source_schema, schema = _as_found(schema, profile, same_ids=same_ids), _as_found(moved, profile)
+    made_from = None if mapping is None else mapping.id_from
+    _check_ids(profile, source.address(collection), made_from=made_from)
+    source_schema, schema = _as_found(schema, profile, same_ids=made_from is None), _as_found(moved, profile)
     kept = existing if how != "replace" else None
-    has_namespaces = keeps_namespaces(schema, target, kept)
-    if has_namespaces:
-        check_namespaces(profile.namespaces.keys() or {""}, target, where=target.address(wanted))
-    if strategy is None:
-        repeats = bool(profile.repeated_ids) and not (has_namespaces and target.shares_ids)
-        strategy = choose_id_strategy(schema.id_kinds, target.capabilities, needs_namespace=repeats)
+    strategy = _strategy(migration, scope, schema, kept, baseline)
     mapped = map_schema(schema, target, name=wanted, strategy=strategy, metric=config.metric)
     if kept is not None:
         check_existing(mapped, kept, where=target.address(wanted))
@@ -167,11 +168,11 @@ def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> P
         profile=profile,
         losses=losses,
         warnings=tuple(_warnings(schema, mapped, profile)),
-        estimate=estimate(migration, profile, sample),
-        partitions=partitions,
+        estimate=estimate(migration, profile, scope.sample),
+        partitions=scope.partitions,
         schema_mapping=None if mapping is None else mapping.digest(),
         mapped_schema=None if mapping is None else schema,
-        changes=changes,
+        changes=scope.changes,
     )
 
 
@@ -225,18 +226,54 @@ def _partitions(
     return tuple(found)
 
 
-def _changes(
-    migration: Migration, baseline: Baseline, counter: ProfileCounter, *, generation: int
-) -> tuple[tuple[Partition, ...], Changes, IdStrategy]:
-    """Fix the partitions of what changed since the baseline, and count what they hold."""
+def _scope(
+    migration: Migration, baseline: Baseline | None, counter: ProfileCounter, *, generation: int, keep: bool
+) -> _Scope:
+    """Fix the partitions, of all records in scope or of what changed since the baseline, and count them."""
+    source, collection = migration.source, migration.source_collection
+    if baseline is None:
+        partitions = _partitions(migration, counter, generation=generation, keep=keep)
+        sample = take_sample(source, collection, mapping=migration.mapping)
+        profile = counter.profile(sample)
+        kinds = frozenset(map(IdKind, profile.id_kinds))
+        return _Scope(partitions, profile, sample, kinds, profile.repeated_ids)
     with compared(migration, baseline) as found:
-        strategy = choose_strategy(migration, baseline, found)
         partitions, changes = change_partitions(migration, found, generation=generation)
     for partition in partitions:
         ids = migration.span_ids(partition)
         assert ids is not None
-        counter.add_ids(migration.source, migration.source_collection, ids)
-    return partitions, changes, strategy
+        counter.add_ids(source, collection, ids)
+    sample = take_sample(source, collection, mapping=migration.mapping)
+    return _Scope(partitions, counter.profile(sample), sample, found.id_kinds, found.repeated_ids, changes)
+
+
+def _strategy(
+    migration: Migration,
+    scope: _Scope,
+    schema: CollectionSchema,
+    kept: CollectionSchema | None,
+    baseline: Baseline | None,
+) -> IdStrategy:
+    """Decide how ids are mapped; an incremental run does so as the runs before it."""
+    target, where = migration.target, migration.target.address(migration.target_collection)
+    has_namespaces = keeps_namespaces(schema, target, kept)
+    if has_namespaces:
+        check_namespaces(scope.profile.namespaces.keys() or {""}, target, where=where)
+    repeats = scope.repeated_ids > 0 and not (has_namespaces and target.shares_ids)
+    before = None if baseline is None else IdStrategy(baseline.id_strategy)
+    chosen = choose_id_strategy(
+        scope.id_kinds or schema.id_kinds,
+        target.capabilities,
+        needs_namespace=repeats or before is IdStrategy.NAMESPACE_UUID5,
+    )
+    if before not in (None, chosen):
+        raise ConfigurationError(
+            f"{where} holds ids by strategy {before}, and the source now needs {chosen}: move the whole "
+            "collection anew, without incremental",
+            expected=before,
+            found=chosen.value,
+        )
+    return chosen
 
 
 def _check_ids(profile: Profile, where: str, *, made_from: str | None) -> None:

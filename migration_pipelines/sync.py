@@ -37,10 +37,10 @@ from migration_pipelines.buckets import (
     without,
 )
 from migration_pipelines.envelope import decode
-from migration_pipelines.errors import ConfigurationError, UnsupportedOperationError, VerificationError
+from migration_pipelines.errors import UnsupportedOperationError, VerificationError
 from migration_pipelines.inspect import DistinctIds
 from migration_pipelines.ledger import NAMES, SUMMED_UP, Ledger
-from migration_pipelines.mapping import IdStrategy, choose_id_strategy, ids_in_target
+from migration_pipelines.mapping import ids_in_target
 from migration_pipelines.migration import Migration
 from migration_pipelines.model import Changes, IdKind, Partition, Plan, Receipt, Span
 from migration_pipelines.watermark import greatest, not_older
@@ -242,30 +242,6 @@ def _portions(rows: Iterable[pa.Table], size: int, *, has_namespaces: bool) -> I
             waiting = waiting.slice(size)
     if len(waiting):
         yield stored_ids(waiting, has_namespaces=has_namespaces)
-
-
-def choose_strategy(migration: Migration, baseline: Baseline, found: SourceChanges) -> IdStrategy:
-    """Return how ids are mapped, as earlier runs did.
-
-    Raises
-    ------
-    ConfigurationError
-        Ids have come that can't be mapped like those that were moved before.
-    """
-    before = IdStrategy(baseline.id_strategy)
-    chosen = choose_id_strategy(
-        found.id_kinds,
-        migration.target.capabilities,
-        needs_namespace=before is IdStrategy.NAMESPACE_UUID5 or found.repeated_ids > 0,
-    )
-    if chosen is not before:
-        raise ConfigurationError(
-            f"{migration.target.address(migration.target_collection)} holds ids by strategy {before}, and "
-            f"the source now needs {chosen}: move the whole collection anew, without incremental",
-            expected=before.value,
-            found=chosen.value,
-        )
-    return chosen
 
 
 # ── around the load ──────────────────────────────────────────────────────────────────────────────────

@@ -456,6 +456,29 @@ def test_every_store_is_read_alike_by_scan_and_by_id(harness: Harness) -> None:
     assert migrator.migrate(schema.name, "copy", incremental=True).metadata["changes"]["unchanged"] == 34
 
 
+@pytest.mark.parametrize("target", ["memory:{name}", "qdrant:{folder}/qdrant"])
+def test_ids_that_stand_in_several_namespaces_are_kept_apart(target: str, tmp_path: Path) -> None:
+    schema = plain_schema("docs").model_copy(update={"has_namespaces": True})
+    spaces = [*(replace(r, namespace="a") for r in plain_records(6)), *plain_records(4, seed=1)]
+    source: Any = MemoryStore(name=next(_names))
+    source.create(schema)
+    source.upsert("docs", to_batch(spaces, schema))
+    address = target.format(name=next(_names), folder=tmp_path)
+    assert VectorStoreMigrator(source, address).migrate("docs", "copy", incremental=True).success
+    source.upsert(
+        "docs", to_batch([changed(spaces[0], tag="newer"), changed(spaces[7], tag="newer")], schema)
+    )
+    gone = to_batch([spaces[1]], schema).select(["id", "id_type", "namespace"])
+    source.delete("docs", gone)
+    result = VectorStoreMigrator(source, address).migrate(
+        "docs", "copy", incremental=True, apply_deletes=True
+    )
+    assert result.success, result.errors
+    changes = result.metadata["changes"]
+    assert (changes["changed"], changes["deleted"], changes["unchanged"]) == (2, 1, 7)
+    assert VectorStoreMigrator(source, address).verify("docs", "copy").agrees
+
+
 # ── in Dagster ───────────────────────────────────────────────────────────────────────────────────────
 
 
