@@ -97,7 +97,7 @@ class SourceChanges:
         distinct, kinds = DistinctIds(), set[str]()
         self.records = 0
         for bucket in range(N_BUCKETS):
-            here = rows.read(bucket)
+            here = self._here(bucket)
             self.records += len(here)
             for table in (here, self._known(bucket)):
                 kinds |= set(pc.unique(table[ID_TYPE]).to_pylist())
@@ -106,6 +106,14 @@ class SourceChanges:
         self.id_kinds = frozenset(map(IdKind, kinds))
         self.repeated_ids = distinct.count() - distinct.count(namespaces=False)
 
+    def _here(self, bucket: int) -> pa.Table:
+        """Return the rows of the records in scope, each once: as it was read whole, where it was."""
+        rows = self._rows.read(bucket)
+        whole = rows.filter(rows["digest"].is_valid())
+        if len(whole) == len(rows):
+            return rows
+        return pa.concat_tables([whole, without(rows.filter(rows["digest"].is_null()), whole)])
+
     def _known(self, bucket: int) -> pa.Table:
         """Return the rows of what was moved and, without digests, of what was only claimed."""
         kept, claimed = baseline_rows(self._ledger, bucket), self._claims.read(bucket)
@@ -113,11 +121,11 @@ class SourceChanges:
 
     def new(self, bucket: int) -> pa.Table:
         """Return the rows of records that no complete run has moved and none has claimed."""
-        return without(self._rows.read(bucket), self._known(bucket))
+        return without(self._here(bucket), self._known(bucket))
 
     def changed(self, bucket: int) -> pa.Table:
         """Return the rows of records that differ from what was moved."""
-        rows, before = self._rows.read(bucket), self._known(bucket)
+        rows, before = self._here(bucket), self._known(bucket)
         at = pc.index_in(keys(rows), value_set=keys(before))
         rows, before = rows.filter(at.is_valid()), before.take(at.drop_null())
         if self._all_differ:
@@ -129,13 +137,13 @@ class SourceChanges:
 
     def claimed(self, bucket: int) -> int:
         """Return how many records in scope were claimed and never seen moved."""
-        rows, kept = self._rows.read(bucket), baseline_rows(self._ledger, bucket)
+        rows, kept = self._here(bucket), baseline_rows(self._ledger, bucket)
         claims = without(self._claims.read(bucket), kept)
         return int(pc.sum(pc.is_in(keys(rows), value_set=keys(claims))).as_py() or 0)
 
     def deleted(self, bucket: int) -> pa.Table:
         """Return the names of records that were moved or claimed and aren't in scope any more."""
-        return without(self._known(bucket), self._rows.read(bucket)).select(NAMES.names)
+        return without(self._known(bucket), self._here(bucket)).select(NAMES.names)
 
 
 @contextmanager

@@ -415,6 +415,29 @@ def test_a_record_that_arrives_late_with_an_old_mark_is_moved_all_the_same() -> 
     assert ids(20) == WRITTEN
 
 
+def test_a_record_that_becomes_newer_while_it_is_read_is_moved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair([stamped(record, 100) for record in plain_records(20)])
+    assert pair.sync(watermark="updated_at").success
+    twice = stamped(plain_records(1, start=20)[0], 7)
+    pair.put(twice)
+    monkeypatch.setattr(MemoryStore, "fingerprint", lambda *_: "misses updates in place")
+    scan = MemoryStore.scan
+
+    def scan_and_change(
+        store: MemoryStore, collection: str, span: Any, **how: Any
+    ) -> Iterator[pa.RecordBatch]:
+        yield from scan(store, collection, span, **how)
+        if collection == "docs" and not how.get("vectors", True):
+            pair.put(stamped(twice, 200))
+
+    with monkeypatch.context() as changing:
+        changing.setattr(MemoryStore, "scan", scan_and_change)
+        result = pair.sync(watermark="updated_at")
+    assert result.success, result.errors
+    assert ids(20) == WRITTEN
+    assert result.metadata["changes"]["unchanged"] == 20
+
+
 def test_another_field_is_no_watermark_of_the_last_run() -> None:
     pair = Pair([stamped(record, 100) for record in plain_records(20)])
     assert pair.sync(watermark="updated_at").success
