@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from migration_pipelines.compare import Comparison, compare_collections
     from migration_pipelines.errors import CollectionNotFoundError, MigrationError, ValidationError
     from migration_pipelines.inspect import Inspection, inspect_collection
+    from migration_pipelines.metrics import MetricsExporter
     from migration_pipelines.migration import Event, Migration, MigrationConfig, ledger_for
     from migration_pipelines.migrator import run_migration
     from migration_pipelines.plan import make_plan
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "Event",
     "Inspection",
+    "MetricsExporter",
     "Migration",
     "MigrationConfig",
     "MigrationError",
@@ -47,6 +49,7 @@ _HOMES = {
     "Comparison": "compare",
     "Event": "migration",
     "Inspection": "inspect",
+    "MetricsExporter": "metrics",
     "Migration": "migration",
     "MigrationConfig": "migration",
     "MigrationError": "errors",

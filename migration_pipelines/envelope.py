@@ -23,6 +23,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from migration_pipelines import filters
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, NAMESPACE, fit_namespaces
 from migration_pipelines.metadata import dump_metadata, load_metadata, value_kind, value_kinds
 from migration_pipelines.model import IdKind, ValueKind
@@ -137,6 +138,14 @@ def decode(batch: pa.RecordBatch) -> pa.RecordBatch:
     }
     decoded = pa.RecordBatch.from_pydict(columns, schema=batch.schema)
     return _with_namespaces(decoded, namespaces) if namespaces else decoded
+
+
+def matching(where: filters.Filter, stored: pa.RecordBatch) -> pa.BooleanArray:
+    """Return bool[n_records]: which records of a batch, as a store holds them, match by what they were.
+
+    What a store looks at itself it looks at by this: fields in the envelope are fields too.
+    """
+    return filters.mask(where, decode(stored))
 
 
 def _with_namespaces(batch: pa.RecordBatch, found: Mapping[int, str]) -> pa.RecordBatch:

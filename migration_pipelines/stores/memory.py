@@ -16,6 +16,7 @@ import pyarrow as pa
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
 from migration_pipelines.distances import nearest
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -127,7 +128,7 @@ class MemoryStore(Store):
         if where is None:
             with _LOCK:
                 return len(self._found(collection).rows)
-        return int(filters.mask(where, self._rows(collection)).true_count)
+        return int(matching(where, self._rows(collection)).true_count)
 
     def split(
         self, collection: str, *, span_records: int, where: Filter | None = None
@@ -135,7 +136,7 @@ class MemoryStore(Store):
         """Yield spans that are lists of ids, in the order in which the records arrived."""
         records = self._rows(collection)
         if where is not None:
-            records = records.filter(filters.mask(where, records))
+            records = records.filter(matching(where, records))
         for part in batches.split(records, max_records=span_records, max_bytes=None):
             yield Span(records=part.num_rows), batches.ids_of(part)
 
@@ -154,7 +155,7 @@ class MemoryStore(Store):
             raise StoreRefusedError(f"{self.address(collection)}: span {span} comes without its list of ids")
         found = self.fetch(collection, ids, vectors=vectors)
         if where is not None:
-            found = found.filter(filters.mask(where, found))
+            found = found.filter(matching(where, found))
         yield from batches.split(found, max_records=batch_records, max_bytes=None)
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
@@ -219,7 +220,7 @@ class MemoryStore(Store):
         """Return the nearest `(id, distance)` by looking at every record."""
         records = self._rows(collection)
         if where is not None:
-            records = records.filter(filters.mask(where, records))
+            records = records.filter(matching(where, records))
         schema, address = self.describe(collection), self.address(collection)
         return nearest([records], vector, schema, name=name, limit=limit, where=address)
 

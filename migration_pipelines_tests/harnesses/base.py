@@ -21,6 +21,7 @@ class Harness(ABC):
     """
 
     store: Store
+    mixes_kinds: ClassVar[bool] = True  # whether a metadata field natively holds values of several kinds
     holds_zero_vectors: ClassVar[bool] = True  # whether the engine takes a vector of zeros alone
     one_type_a_field: ClassVar[bool] = False  # the engine refuses a value unlike those that came before
     sparse_is_positive: ClassVar[bool] = False  # the engine refuses other weights of sparse vectors

@@ -40,6 +40,8 @@ _TYPES = {str: DataType.TEXT, bool: DataType.BOOL, int: DataType.INT, float: Dat
 class Weaviate(Harness):
     """Collections as people make them: typed properties, vectors of their own."""
 
+    mixes_kinds = False
+
     def __init__(self, store: WeaviateStore, client: Any, standin: WeaviateStandin | None) -> None:
         self.store: WeaviateStore = store
         self.client = client

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import PrivateAttr
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
+from migration_pipelines.envelope import matching
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import CollectionSchema, IdKind, Span
 from migration_pipelines.stores.chroma.client import absolute
@@ -63,7 +63,7 @@ class CopiedChromaStore(ChromaStore):
             return direct.count()
         with self.translating(collection):
             pages = (direct.read(texts, vectors=False) for texts in direct.id_lists(_COUNT_PAGE))
-            return sum(filters.mask(where, page).true_count for page in pages if page is not None)
+            return sum(matching(where, page).true_count for page in pages if page is not None)
 
     def split(
         self, collection: str, *, span_records: int, where: Filter | None = None

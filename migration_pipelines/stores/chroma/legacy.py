@@ -23,7 +23,7 @@ import xxhash
 from pydantic import PrivateAttr
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import CollectionNotFoundError, StoreRefusedError
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import CollectionSchema, Span
@@ -75,7 +75,7 @@ class LegacyChromaStore(ChromaStore):
         if where is None:
             return int(table.num_rows)
         pages = table.drop_columns(batches.VECTOR).to_batches(max_chunksize=_BATCH_RECORDS)
-        return sum(filters.mask(where, page).true_count for page in pages)
+        return sum(matching(where, page).true_count for page in pages)
 
     def split(
         self,

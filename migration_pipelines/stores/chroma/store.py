@@ -30,8 +30,8 @@ import xxhash
 from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -249,7 +249,7 @@ class ChromaStore(Store):
             if where is None:
                 return int(handle.count())
             pages = (read_page(handle, texts, vectors=False) for texts in _lists(all_ids(handle), PAGE))
-            return sum(filters.mask(where, page).true_count for page in pages if page is not None)
+            return sum(matching(where, page).true_count for page in pages if page is not None)
 
     def split(
         self,

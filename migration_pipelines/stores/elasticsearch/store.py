@@ -30,8 +30,8 @@ import pyarrow as pa
 from pydantic import PositiveFloat, PrivateAttr, SecretStr
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     AuthenticationError,
     CollectionNotFoundError,
@@ -229,7 +229,7 @@ class ElasticsearchStore(Store):
                 self._refresh(collection)
                 return self._index(collection).count()
         return sum(
-            filters.mask(where, part).true_count
+            matching(where, part).true_count
             for span, ids in self.split(collection, span_records=50_000, where=where)
             for part in self.scan(collection, span, ids=ids, batch_records=_PAGE_RECORDS, vectors=False)
         )

@@ -35,6 +35,7 @@ from pydantic import PrivateAttr, field_validator
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
 from migration_pipelines.distances import nearest
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -213,7 +214,7 @@ class FaissStore(Store):
             return opened.count
         with self.translating(collection):
             found = opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=False)
-            return sum(filters.mask(where, batch).true_count for batch in found)
+            return sum(matching(where, batch).true_count for batch in found)
 
     def split(
         self, collection: str, *, span_records: int, where: Filter | None = None
@@ -242,7 +243,7 @@ class FaissStore(Store):
         with self.translating(collection):
             start, stop = opened.rows_between(int(span.bounds["first"]), int(span.bounds["last"]) + 1)
             for batch in opened.scan(start, stop, batch_records, vectors=vectors):
-                kept = batch if where is None else batch.filter(filters.mask(where, batch))
+                kept = batch if where is None else batch.filter(matching(where, batch))
                 if kept.num_rows:
                     yield kept
 
@@ -391,7 +392,7 @@ class FaissStore(Store):
             if where is None:
                 return opened.search(vector, limit, address)
             found = opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=True)
-            kept = (batch.filter(filters.mask(where, batch)) for batch in found)
+            kept = (batch.filter(matching(where, batch)) for batch in found)
             return nearest(kept, vector, opened.schema, name=name, limit=limit, where=address)
 
     def as_for(self, records: int) -> FaissStore:

@@ -25,8 +25,8 @@ import xxhash
 from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -240,7 +240,7 @@ class MilvusStore(Store):
                 return found.count()
             keys = ((space, part) for space in found.namespaces() for part in found.keys(space))
             pages = (page for space, part in keys for page in found.pages(part, space, vectors=False))
-            return sum(filters.mask(where, page).true_count for page in pages)
+            return sum(matching(where, page).true_count for page in pages)
 
     def split(
         self,

@@ -25,6 +25,7 @@ from pydantic import PrivateAttr, field_validator, model_validator
 from migration_pipelines import batch as batches
 from migration_pipelines import filters
 from migration_pipelines.distances import nearest
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -228,7 +229,7 @@ class ParquetStore(Store):
             if where is None:
                 return sum(sum(self._reader.group_records(file, self.namespace)) for file in files)
             found = (batch for file in files for batch in self._reader.scan(file, schema, vectors=False))
-            return sum(filters.mask(where, batch).true_count for batch in map(self._seen, found))
+            return sum(matching(where, batch).true_count for batch in map(self._seen, found))
 
         return self._steadily(collection, counted)
 
@@ -272,7 +273,7 @@ class ParquetStore(Store):
 
         with self.translating(collection):
             for batch in map(self._seen, self._steadily(collection, begun)):
-                kept = batch if where is None else batch.filter(filters.mask(where, batch))
+                kept = batch if where is None else batch.filter(matching(where, batch))
                 if kept.num_rows:
                     yield kept
 
@@ -425,7 +426,7 @@ class ParquetStore(Store):
             files = contents.files.values()
             found = (self._seen(batch) for file in files for batch in self._reader.scan(file, schema))
             if where is not None:
-                found = (batch.filter(filters.mask(where, batch)) for batch in found)
+                found = (batch.filter(matching(where, batch)) for batch in found)
             address = self.address(collection)
             return nearest(found, vector, schema, name=name, limit=limit, where=address)
 

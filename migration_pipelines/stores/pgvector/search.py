@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from migration_pipelines import filters
 from migration_pipelines.batch import typed_ids
+from migration_pipelines.envelope import matching
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import DType, Metric, VectorField, VectorKind
 from migration_pipelines.stores.pgvector import wire
@@ -52,7 +52,7 @@ def nearest(
 def _matching(rows: Rows, group: list[Any], where: Filter | None) -> list[tuple[Any, float]]:
     *fields, far = wire.unpack(group, [*rows.skips(vectors=False), 0])
     part = rows.assemble(fields, vectors=False)
-    keep = [True] * part.num_rows if where is None else filters.mask(where, part).to_pylist()
+    keep = [True] * part.num_rows if where is None else matching(where, part).to_pylist()
     pairs = zip(typed_ids(part), distances(far).tolist(), keep, strict=True)
     return [(record_id, distance) for record_id, distance, kept in pairs if kept]
 

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Self
 import pyarrow as pa
 from pydantic import PrivateAttr, SecretStr
 
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -209,7 +209,7 @@ class PgVectorStore(Store):
         """Return the exact number of records, of a filter by reading all of them without their vectors."""
         if where is not None:
             parts = self.scan(collection, Span(records=0), batch_records=_PACK_RECORDS, vectors=False)
-            return sum(filters.mask(where, part).true_count for part in parts)
+            return sum(matching(where, part).true_count for part in parts)
         with self._reading(collection) as (connection, rows):
             return queries.count(connection, rows.table)
 

@@ -31,8 +31,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PrivateAttr, Secret
 from pydantic import ValidationError as SchemaError
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -245,7 +245,7 @@ class PineconeStore(Store):
             for span, ids in spans
             for page in self.scan(collection, span, ids=ids, batch_records=MAX_RECORDS, vectors=False)
         )
-        return sum(filters.mask(where, page).true_count for page in pages)
+        return sum(matching(where, page).true_count for page in pages)
 
     def split(
         self,

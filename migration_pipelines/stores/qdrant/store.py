@@ -37,9 +37,9 @@ import xxhash
 from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.distances import nearest
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -226,7 +226,7 @@ class QdrantStore(Store):
             if where is None:
                 return self._reader().count(collection)
             pages = self._pages(collection, {}, batch_records=_PAGE, where=where, vectors=False)
-            return sum(filters.mask(where, page).true_count for page in pages)
+            return sum(matching(where, page).true_count for page in pages)
 
     def split(
         self,
@@ -399,7 +399,7 @@ class QdrantStore(Store):
             reader = self._reader()
             if where is not None or not isinstance(reader, Server):
                 pages = self._pages(collection, {}, batch_records=_PAGE, where=where, vectors=True)
-                right = pages if where is None else (page.filter(filters.mask(where, page)) for page in pages)
+                right = pages if where is None else (page.filter(matching(where, page)) for page in pages)
                 return nearest(right, query, schema, name=name, limit=limit, where=self.address(collection))
             field = next((field for field in schema.vectors if field.name == name), None)
             if field is not None and field.dimensions not in (None, len(query)):

@@ -29,8 +29,8 @@ import xxhash
 from pydantic import PositiveFloat, PrivateAttr, SecretStr, model_validator
 
 from migration_pipelines import batch as batches
-from migration_pipelines import filters
 from migration_pipelines.credentials import secret as find_secret
+from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -228,7 +228,7 @@ class WeaviateStore(Store):
                 return sum(map(access.count, tenants))
             schema = self._schema(access, tenants)
             return sum(
-                filters.mask(where, self._batch(access, schema, page, tenant, vectors=False)).true_count
+                matching(where, self._batch(access, schema, page, tenant, vectors=False)).true_count
                 for tenant in tenants
                 for page in access.pages(tenant, fields=True, size=_PAGE)
             )
