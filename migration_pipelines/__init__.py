@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from migration_pipelines.migration import Event, Migration, MigrationConfig, ledger_for
     from migration_pipelines.migrator import run_migration
     from migration_pipelines.plan import make_plan
+    from migration_pipelines.reduction import fit_pca
     from migration_pipelines.results import MigrationEstimate, MigrationProgress, MigrationResult
     from migration_pipelines.schema_mapping import SchemaMapping
     from migration_pipelines.store import Store, open_address
@@ -37,6 +38,7 @@ __all__ = [
     "ValidationError",
     "VectorStoreMigrator",
     "compare_collections",
+    "fit_pca",
     "inspect_collection",
     "ledger_for",
     "make_plan",
@@ -62,6 +64,7 @@ _HOMES = {
     "ValidationError": "errors",
     "VectorStoreMigrator": "vector_store_migrator",
     "compare_collections": "compare",
+    "fit_pca": "reduction",
     "inspect_collection": "inspect",
     "ledger_for": "migration",
     "open_address": "store",

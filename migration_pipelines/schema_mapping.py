@@ -2,6 +2,7 @@
 
 The filter looks at the source's records; then the rules are applied, always in this order:
 
+0. `before`: functions of a whole batch, in order.
 1. `include_fields`, `exclude_fields` choose metadata fields, by the source's names.
 2. `field_mapping` renames them, all at once. From here on the new names count.
 3. `document_to` makes the document a field.
@@ -9,7 +10,8 @@ The filter looks at the source's records; then the rules are applied, always in 
 5. `transforms` take fields through their steps, in the order written. Only a `template` makes a field.
 6. `id_from` makes the id from a field or a template; the field stays.
 7. `document_from` makes a field, or a template, the document. The field leaves the metadata.
-8. `vectors`: each is truncated, normalised, cast, renamed, or dropped.
+8. `vectors`: each is embedded anew, projected or truncated, normalised, cast, renamed, or dropped.
+9. `after`: functions of a whole batch, in order.
 
 What the target can't hold is fitted to it afterwards, as without a mapping. A record that a rule can't be
 applied to is rejected, gets the default, or fails the plan before anything is written: `on_error` says which.
@@ -21,6 +23,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -33,7 +36,13 @@ from migration_pipelines import batch as batches
 from migration_pipelines.batch import DOCUMENT, ID, ID_TYPE, METADATA, VECTOR
 from migration_pipelines.errors import ConfigurationError, SchemaMappingError
 from migration_pipelines.mapping_steps import Step, is_template, parse_step, render, template_fields
-from migration_pipelines.mapping_vectors import Label, VectorMapping, map_vectors, vector_changes
+from migration_pipelines.mapping_vectors import (
+    Label,
+    VectorMapping,
+    embedded,
+    map_vectors,
+    vector_changes,
+)
 from migration_pipelines.metadata import dump_all, dump_metadata, load_all, load_metadata
 from migration_pipelines.model import APPROXIMATE, CollectionSchema, DType, Loss, Value
 
@@ -45,6 +54,14 @@ _AS_IT_IS = VectorMapping()
 
 def _steps(given: Any) -> Any:
     return tuple(map(parse_step, given if isinstance(given, (list, tuple)) else [given]))
+
+
+def _hooks(given: Any) -> Any:
+    every = given if isinstance(given, (list, tuple)) else [given]
+    found = tuple(map(parse_step, every))
+    if any(hook.function is None for hook in found):
+        raise ValueError("a function of batches can be given from Python only")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +97,9 @@ class SchemaMapping(Value):
     id_from
         The field or template that becomes the id: a text, or an integer of 64 bits. The plan proves the new
         ids distinct before anything is written.
+    before, after
+        Functions of a `pyarrow.RecordBatch`, at the top level of a module, that return one with the same
+        columns and records: before all rules, and after them. Plans call them on batches without vectors.
     vectors
         What becomes of vectors, by label: `vector`, `vector:<name>`.
     on_error
@@ -87,6 +107,8 @@ class SchemaMapping(Value):
         or by field, `id`, `document` and label of a vector. Those not named fail.
     """
 
+    before: Annotated[tuple[Step, ...], BeforeValidator(_hooks)] = ()
+    after: Annotated[tuple[Step, ...], BeforeValidator(_hooks)] = ()
     field_mapping: Mapping[str, str] = Field(default_factory=dict)
     include_fields: tuple[str, ...] | None = None
     exclude_fields: tuple[str, ...] = ()
@@ -173,8 +195,11 @@ class SchemaMapping(Value):
 
     @property
     def uses_functions(self) -> bool:
-        """Whether a step is a function, which no other process can be told."""
-        return any(step.function is not None for steps in self.transforms.values() for step in steps)
+        """Whether a step, a hook or a vector is made by a function, which no other process can be told."""
+        steps = chain(self.before, self.after, *self.transforms.values())
+        return any(step.function is not None for step in steps) or any(
+            rule.embed is not None for rule in self.vectors.values()
+        )
 
     @property
     def narrows(self) -> bool:
@@ -183,9 +208,13 @@ class SchemaMapping(Value):
 
     def document(self) -> dict[str, Any]:
         """Return the rules as JSON holds them, functions by their names; what isn't set is left out."""
-        found = self.model_dump(exclude_defaults=True, exclude={"transforms", "defaults"})
+        found = self.model_dump(exclude_defaults=True, exclude={"transforms", "defaults", "before", "after"})
         if self.defaults:
             found["defaults"] = dump_metadata(self.defaults)  # as text: JSON has no dates, nor long integers
+        for name in ("before", "after"):
+            hooks: tuple[Step, ...] = getattr(self, name)
+            if hooks:
+                found[name] = [hook.document() for hook in hooks]
         if self.transforms:
             # In pairs: their order counts, and that of an object's keys doesn't.
             found["transforms"] = [
@@ -278,24 +307,39 @@ class SchemaMapping(Value):
         SchemaMappingError
             A rule can't be applied to a record, and is told to fail.
         """
+        for hook in self.before:
+            batch = _hooked(hook, batch)
         work = _Work(self, batch)
         columns = {name: batch.column(name) for name in batch.schema.names}
         if self._touches_records:
             columns |= work.texts()
+        for label, rule in self.vectors.items():
+            for row in () if rule.embed is None else np.flatnonzero(columns[DOCUMENT].is_null()):
+                work.trouble(int(row), label, "there is no document to embed")
         vectors: dict[str, pa.Array] = {}  # by their new labels, which may be others' old ones
         for label in batches.vector_columns(batch.schema):
             rule, column = self.vectors.get(label, _AS_IT_IS), columns.pop(label)
             if rule.drop:
                 continue
+            if rule.embed is not None:
+                column = embedded(rule, columns[DOCUMENT].to_pylist())
             mapped, infinite = map_vectors(column, rule)
             for row in np.flatnonzero(infinite):
                 work.trouble(int(row), label, f"a number is too large for {rule.dtype}")
             vectors[rule.rename or label] = mapped
-        return work.finish(_in_order(columns, vectors))
+        found = _in_order(columns, vectors)
+        for hook in self.after:
+            found = _hooked(hook, found)
+        return work.finish(found)
 
     def vectors_only(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return a batch with its vectors mapped and nothing else; none is refused."""
-        return self.model_copy(update=_NO_RECORD_RULES).apply(batch).batch
+        # What a model would have to make anew isn't made for a sample.
+        rules = {
+            label: VectorMapping(drop=True) if rule.embed is not None else rule
+            for label, rule in self.vectors.items()
+        }
+        return self.model_copy(update={**_NO_RECORD_RULES, "vectors": rules}).apply(batch).batch
 
     @property
     def _touches_records(self) -> bool:
@@ -472,6 +516,29 @@ class _Work:
             batch = batch.take(pa.array(rows))
         changes = {what: len(set(changed) - self._refused.keys()) for what, changed in self._changes.items()}
         return Mapped(batch=batch, rows=rows, refused=self._refused, changes=+Counter(changes))
+
+
+def _hooked(hook: Step, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return what a function of batches makes of one; it may change values, and neither columns nor records.
+
+    Raises
+    ------
+    SchemaMappingError
+        The function fails, or gives back something else.
+    """
+    assert hook.function is not None
+    try:
+        found = hook.function(batch)
+    except Exception as error:
+        raise SchemaMappingError(f"{hook.argument} failed: {type(error).__name__}: {error}") from error
+    same = isinstance(found, pa.RecordBatch) and found.schema.equals(batch.schema)
+    if not same or found.num_rows != batch.num_rows:
+        raise SchemaMappingError(
+            f"{hook.argument} must return a batch of the {batch.num_rows} records and the columns that it "
+            f"got ({', '.join(batch.schema.names)})",
+            hook=hook.argument,
+        )
+    return found
 
 
 def _in_order(columns: Mapping[str, pa.Array], vectors: Mapping[str, pa.Array]) -> pa.RecordBatch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -110,10 +112,15 @@ def test_the_steps_of_the_page_are_the_vocabulary() -> None:
         parse_step({name: int(plain) if plain.isdecimal() else plain})
 
 
-def test_the_programs_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
-    for code in PROGRAMS:
-        exec(compile(code, "docs/schema-mapping.md", "exec"), {})
+def test_the_programs_of_the_page_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, code in enumerate(PROGRAMS):
+        program = ModuleType(f"program{number}")  # its functions can be named, as those of a file
+        monkeypatch.setitem(sys.modules, program.__name__, program)
+        exec(compile(code, "docs/schema-mapping.md", "exec"), program.__dict__)
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"complete {BOOKS}"
     assert second == "{'field_mapping': {'title': 'titel'}, 'document_from': 'text'}"
+    assert held("parquet:./embedded#books")["b3"].vectors[""].tolist() == [9.0, 3.0, 1.0]
     assert held("parquet:./rated#books")["b3"].metadata == {"title": " Title 3 ", "rating": 3.5}

@@ -31,7 +31,7 @@ from migration_pipelines_tests.shell import shell
 
 __all__ = ["shell"]  # a fixture
 
-RECORDS = 200
+RECORDS = 100
 NOON = dt.datetime(2025, 1, 31, 12, tzinfo=dt.UTC)
 ABSENT = object()
 

@@ -99,15 +99,18 @@ class Gate:
 
 def _pass_on(here: socket.socket, there: socket.socket, most: int | None) -> None:
     passed = 0
-    with contextlib.suppress(OSError):
+    try:
         while data := here.recv(65536):
             if most is not None and passed + len(data) > most:
                 there.sendall(data[: most - passed])
                 _reset(there)
-                break
+                return
             there.sendall(data)
             passed += len(data)
         there.shutdown(socket.SHUT_WR)
+    except OSError:  # one side broke: the other is told, or it would wait for good
+        _reset(there)
+        _reset(here)
 
 
 def _reset(connection: socket.socket) -> None:

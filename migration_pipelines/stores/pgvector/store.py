@@ -55,6 +55,8 @@ _GROUP_BYTES = 1 << 20
 _PACK_RECORDS = 1000
 _FETCH_IDS = 4000
 _ROLES = ("id", "vector", "document", "metadata")
+# A server that is gone without a word is noticed after a minute and a half, and not waited for.
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 6}
 _TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 
@@ -419,6 +421,7 @@ class PgVectorStore(Store):
                     {
                         **{name: value for name, value in options.items() if value is not None},
                         "connect_timeout": self.connect_timeout_seconds,
+                        **_KEEPALIVES,
                         "application_name": "migration_pipelines",
                         "client_encoding": "UTF8",
                     }
