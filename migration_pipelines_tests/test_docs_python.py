@@ -55,5 +55,14 @@ def test_an_example_prints_what_the_page_says(
     assert capsys.readouterr().out == printed
 
 
+def test_the_page_on_incremental_runs_prints_what_it_says(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "incremental.md").read_text(encoding="utf-8")
+    ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "docs/incremental.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
 def test_no_example_of_the_page_is_left_out() -> None:
     assert len(EXAMPLES) == PAGE.count("```python") == PAGE.count("```text")
