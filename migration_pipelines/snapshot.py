@@ -34,10 +34,13 @@ def folder_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in _files(folder):
-        stat = path.stat()
         name = os.fsencode(path.relative_to(folder))
+        try:
+            stat, counter = path.stat(), _change_counter(path)
+        except FileNotFoundError:  # a journal of somebody who is writing: it is gone with its transaction
+            continue
         digest.update(b"%d\0%s\0%d\0%d\0" % (len(name), name, stat.st_size, stat.st_mtime_ns))
-        digest.update(_change_counter(path))
+        digest.update(counter)
     return digest.hexdigest()
 
 

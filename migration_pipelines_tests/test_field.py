@@ -59,7 +59,7 @@ def test_a_found_collection_moves_whole(
         allow_losses=("vector-rounding",),  # where Qdrant keeps directions only; stated, and checked below
     )
     report = run_migration(Migration(config=config, ledger=ledger_for(config, tmp_path / "home")))
-    assert report.status == "complete"
+    assert report.status == "complete", report.errors
     assert report.records["verified"] == truth["rows"]
     found = field.truth(originals(target, name))
     assert found.pop("vectors_checksum") == pytest.approx(truth["vectors_checksum"], abs=CHECKSUM_DIGITS)
@@ -83,4 +83,4 @@ def test_a_store_on_a_read_only_path_is_read(
     source = ADDRESSES[kind].format(store=store, name=truth["name"])
     config = MigrationConfig(source=source, target=f"memory:{tmp_path}#found", workers=1)
     report = run_migration(Migration(config=config, ledger=ledger_for(config, tmp_path)))
-    assert report.status == "complete"
+    assert report.status == "complete", report.errors

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from migration_pipelines import filters
+from migration_pipelines.envelope import RESERVED
 from migration_pipelines.filters import And, Comparison, Filter, Or
 
 _RANGES = {"$lt": "lt", "$lte": "lte", "$gt": "gt", "$gte": "gte"}
@@ -32,6 +33,8 @@ def query_for(where: Filter | None, fields: Mapping[str, str], *, prefix: str) -
         return None
 
     def answers(part: Comparison) -> bool:
+        if part.field in RESERVED:
+            return False  # a field of the user's own that is called so lies in the envelope
         values = part.value if part.operator == "$in" else [part.value]
         return all(_fits(fields.get(part.field), value, part.operator) for value in values)
 
