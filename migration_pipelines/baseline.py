@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from migration_pipelines.buckets import N_BUCKETS, Buckets, without
+from migration_pipelines.buckets import N_BUCKETS, Buckets, one_batch, without
 from migration_pipelines.ledger import NAMES, SUMMED_UP, Ledger, write_batches
 from migration_pipelines.model import Value
 
@@ -95,9 +95,7 @@ def keep_baseline(
 def _merged(ledger: Ledger, later: Buckets, bucket: int) -> pa.RecordBatch:
     new = later.read(bucket)
     kept = without(baseline_rows(ledger, bucket), new)
-    merged = pa.concat_tables([kept, new.filter(new["digest"].is_valid())])
-    columns = [column.combine_chunks() for column in merged.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=SUMMED_UP)
+    return one_batch(pa.concat_tables([kept, new.filter(new["digest"].is_valid())]))
 
 
 def undigested(names: pa.Table) -> pa.Table:

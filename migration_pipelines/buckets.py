@@ -44,12 +44,17 @@ def names_of(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(list(map(ids.column, NAMES.names)), schema=NAMES)
 
 
+def one_batch(rows: pa.Table) -> pa.RecordBatch:
+    """Return some rows, or none, as one batch."""
+    columns = [column.combine_chunks() for column in rows.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
 def stored_ids(rows: pa.Table, *, has_namespaces: bool) -> pa.RecordBatch:
     """Return what names some summed up records in their store, as `batch.ids_of` does."""
     names = (ID, ID_TYPE, NAMESPACE) if has_namespaces else (ID, ID_TYPE)
-    whole = rows.combine_chunks()
-    columns = [whole.column(f"stored_{name}").combine_chunks() for name in names]
-    return pa.RecordBatch.from_arrays(columns, names=list(names))
+    stored = rows.select([f"stored_{name}" for name in names])
+    return one_batch(stored.rename_columns(list(names)))
 
 
 def keys(rows: pa.Table) -> pa.Array:

@@ -88,10 +88,9 @@ class _Collection:
         """Read the whole collection into buckets."""
         found = Buckets(self._folder, SUMMARY)
         with found.writing() as put:
-            for span, ids in self.store.split(self.name, span_records=50_000, where=self._where):
-                for batch in self.store.scan(self.name, span, ids=ids, batch_records=_PAGE_RECORDS):
-                    put(self._summary(batch))
-                    on_batch(batch.num_rows)
+            for batch in self.store.scan_all(self.name, batch_records=_PAGE_RECORDS, where=self._where):
+                put(self._summary(batch))
+                on_batch(batch.num_rows)
         return found
 
     def _summary(self, stored: pa.RecordBatch) -> pa.RecordBatch:

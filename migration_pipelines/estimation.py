@@ -161,13 +161,12 @@ def _rehearsed(migration: Migration, plan: Plan, limit: int) -> Rehearsal | None
 def _take(migration: Migration, plan: Plan, memory: Store, name: str, *, limit: int) -> int:
     """Put the first records of the source into memory, at most `limit`; returns how many."""
     source, collection, records = migration.source, plan.source_collection, 0
-    for span, ids in source.split(collection, span_records=limit):
-        for stored in source.scan(collection, span, ids=ids, batch_records=migration.config.batch_size):
-            batch = batches.fit_namespaces(decode(stored), wanted=plan.source_schema.has_namespaces)
-            memory.upsert(name, batch.slice(0, limit - records))
-            records = memory.count(name)
-            if records >= limit:
-                return records
+    for stored in source.scan_all(collection, span_records=limit, batch_records=migration.config.batch_size):
+        batch = batches.fit_namespaces(decode(stored), wanted=plan.source_schema.has_namespaces)
+        memory.upsert(name, batch.slice(0, limit - records))
+        records = memory.count(name)
+        if records >= limit:
+            break
     return records
 
 

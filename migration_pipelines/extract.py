@@ -99,8 +99,6 @@ def _stored(migration: Migration, partition: Partition) -> Iterator[pa.RecordBat
     source, collection, size = migration.source, migration.plan.source_collection, migration.config.batch_size
     ids = migration.span_ids(partition)
     if partition.change is None:
-        yield from source.scan(collection, partition.span, ids=ids, batch_records=size, where=migration.where)
-        return
+        return source.scan(collection, partition.span, ids=ids, batch_records=size, where=migration.where)
     assert ids is not None
-    for part in batches.split(ids, max_records=size, max_bytes=None):
-        yield source.fetch(collection, part)
+    return source.fetch_all(collection, ids, batch_records=size)

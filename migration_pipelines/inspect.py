@@ -187,8 +187,10 @@ class ProfileCounter:
 
     def add_ids(self, store: Store, collection: str, ids: pa.RecordBatch) -> None:
         """Count the records of these ids."""
-        for part in batches.split(ids, max_records=_BATCH_RECORDS, max_bytes=None):
-            self._add(decode(store.fetch(collection, part, vectors=self._looks_at_vectors)))
+        for batch in store.fetch_all(
+            collection, ids, batch_records=_BATCH_RECORDS, vectors=self._looks_at_vectors
+        ):
+            self._add(decode(batch))
 
     def _add(self, batch: pa.RecordBatch) -> None:
         if self._where is not None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from migration_pipelines import batch as batches
 from migration_pipelines import filters
 from migration_pipelines.baseline import Baseline
 from migration_pipelines.batch import ID
@@ -377,16 +376,12 @@ def _in_scope(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
 def _stored(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:
     source, collection, size = migration.source, made.source_collection, migration.config.batch_size
     if made.changes is None:
-        for span, ids in source.split(collection, span_records=50_000, where=migration.where):
-            yield from source.scan(
-                collection, span, ids=ids, batch_records=size, where=migration.where, vectors=False
-            )
+        yield from source.scan_all(collection, batch_records=size, where=migration.where, vectors=False)
         return
     for partition in made.partitions:
-        names = migration.span_ids(partition)
-        if partition.change == "new" and names is not None:
-            for part in batches.split(names, max_records=size, max_bytes=None):
-                yield source.fetch(collection, part, vectors=False)
+        ids = migration.span_ids(partition)
+        if partition.change == "new" and ids is not None:
+            yield from source.fetch_all(collection, ids, batch_records=size, vectors=False)
 
 
 def _warnings(source: CollectionSchema, target: CollectionSchema, profile: Profile) -> list[str]:

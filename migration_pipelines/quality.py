@@ -255,10 +255,8 @@ def _changed(migration: Migration, limit: int | None) -> Iterator[Iterator[pa.Re
     for partition in plan.partitions:
         ids = migration.span_ids(partition)
         assert ids is not None
-        parts = batches.split(
-            ids.slice(0, math.ceil(ids.num_rows * share)), max_records=_BATCH_RECORDS, max_bytes=None
-        )
-        yield (source.fetch(plan.source_collection, part, vectors=False) for part in parts)
+        first = ids.slice(0, math.ceil(ids.num_rows * share))
+        yield source.fetch_all(plan.source_collection, first, batch_records=_BATCH_RECORDS, vectors=False)
 
 
 def _spans(

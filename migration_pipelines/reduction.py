@@ -19,7 +19,7 @@ from migration_pipelines import batch as batches
 from migration_pipelines.errors import ConfigurationError
 from migration_pipelines.store import Store
 
-_SPAN_RECORDS, _BATCH_RECORDS = 50_000, 2_000
+_BATCH_RECORDS = 2_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +126,13 @@ def _drawn(
 ) -> npt.NDArray[np.float64]:
     label, share = batches.vector_column(vector), min(1.0, sample / max(1, store.count(collection)))
     found: list[npt.NDArray[np.float64]] = []
-    for span, ids in store.split(collection, span_records=_SPAN_RECORDS):
-        for batch in store.scan(collection, span, ids=ids, batch_records=_BATCH_RECORDS):
-            if label not in batch.schema.names or not batches.is_dense(batch.column(label)):
-                raise ConfigurationError(f"{store.address(collection)} has no dense {label}")
-            drawn = lot.random(batch.num_rows) < share
-            matrix = batches.dense_matrix(batch.column(label))[
-                drawn & np.asarray(batch.column(label).is_valid())
-            ]
-            found.append(matrix[np.isfinite(matrix).all(axis=1)].astype(np.float64))
+    for batch in store.scan_all(collection, batch_records=_BATCH_RECORDS):
+        if label not in batch.schema.names or not batches.is_dense(batch.column(label)):
+            raise ConfigurationError(f"{store.address(collection)} has no dense {label}")
+        column = batch.column(label)
+        drawn = (lot.random(batch.num_rows) < share) & np.asarray(column.is_valid())
+        matrix = batches.dense_matrix(column)[drawn]
+        found.append(matrix[np.isfinite(matrix).all(axis=1)].astype(np.float64))
     if not found:
         raise ConfigurationError(f"{store.address(collection)} holds no vectors to fit a projection to")
     return np.concatenate(found)

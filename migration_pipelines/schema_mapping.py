@@ -57,8 +57,7 @@ def _steps(given: Any) -> Any:
 
 
 def _hooks(given: Any) -> Any:
-    every = given if isinstance(given, (list, tuple)) else [given]
-    found = tuple(map(parse_step, every))
+    found = _steps(given)
     if any(hook.function is None for hook in found):
         raise ValueError("a function of batches can be given from Python only")
     return found

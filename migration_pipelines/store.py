@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
+from migration_pipelines import batch as batches
 from migration_pipelines.errors import ConfigurationError, MigrationError, UnsupportedOperationError
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import Capabilities, CollectionSchema, Span, Value, VectorField
@@ -206,6 +207,21 @@ class Store(BaseModel, ABC):
         batches have no vector columns, which is faster.
         """
 
+    def scan_all(
+        self,
+        collection: str,
+        *,
+        batch_records: int,
+        span_records: int = 50_000,
+        where: Filter | None = None,
+        vectors: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the records of the whole collection, span after span, as `scan` does."""
+        for span, ids in self.split(collection, span_records=span_records, where=where):
+            yield from self.scan(
+                collection, span, ids=ids, batch_records=batch_records, where=where, vectors=vectors
+            )
+
     def scans_at_once(self) -> int | None:
         """Return how many scans at a time are fastest; None where nothing is lost by many."""
         return None
@@ -213,6 +229,13 @@ class Store(BaseModel, ABC):
     @abstractmethod
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
         """Return the records of these ids in any order; ids that aren't there are left out."""
+
+    def fetch_all(
+        self, collection: str, ids: pa.RecordBatch, *, batch_records: int, vectors: bool = True
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the records of any number of ids, `fetch` by `fetch` of at most `batch_records`."""
+        for part in batches.split(ids, max_records=batch_records, max_bytes=None):
+            yield self.fetch(collection, part, vectors=vectors)
 
     @abstractmethod
     def fingerprint(self, collection: str) -> str:

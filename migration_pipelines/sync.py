@@ -32,6 +32,7 @@ from migration_pipelines.buckets import (
     Buckets,
     keys,
     names_of,
+    one_batch,
     stored_ids,
     summary,
     without,
@@ -45,7 +46,6 @@ from migration_pipelines.migration import Migration
 from migration_pipelines.model import Changes, IdKind, Partition, Plan, Receipt, Span
 from migration_pipelines.watermark import greatest, not_older
 
-_SPAN_RECORDS = 50_000
 _ON_EXISTING = {"refuse": "add", "replace": "merge"}  # what was moved before is no stranger's
 
 
@@ -181,23 +181,19 @@ def _records(
     migration: Migration, where: filters.Filter | None, *, vectors: bool
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Yield the records that match: as they were before any envelope, and what names them in the store."""
-    source, collection = migration.source, migration.source_collection
-    for span, ids in source.split(collection, span_records=_SPAN_RECORDS, where=where):
-        found = source.scan(
-            collection,
-            span,
-            ids=ids,
-            batch_records=migration.config.batch_size,
-            where=where,
-            vectors=vectors,
-        )
-        for stored in found:
-            batch, names = decode(stored), batches.ids_of(stored)
-            if where is not None:
-                matches = filters.mask(where, batch)
-                batch, names = batch.filter(matches), names.filter(matches)
-            migration.tell("batch-compared", records=batch.num_rows)
-            yield batch, names
+    found = migration.source.scan_all(
+        migration.source_collection,
+        batch_records=migration.config.batch_size,
+        where=where,
+        vectors=vectors,
+    )
+    for stored in found:
+        batch, names = decode(stored), batches.ids_of(stored)
+        if where is not None:
+            matches = filters.mask(where, batch)
+            batch, names = batch.filter(matches), names.filter(matches)
+        migration.tell("batch-compared", records=batch.num_rows)
+        yield batch, names
 
 
 def _newer(migration: Migration, baseline: Baseline) -> filters.Filter | None:
@@ -290,16 +286,11 @@ def _left(migration: Migration, names: pa.Table, left_out: Sequence[pa.RecordBat
     mapping = migration.mapping
     if not others or (mapping is not None and mapping.id_from is not None):
         return names
-    ids = ids_in_target(_one(names), plan=migration.plan, target=migration.target)
+    ids = ids_in_target(one_batch(names), plan=migration.plan, target=migration.target)
     for other in others:
         kept = pc.invert(batches.is_among(ids, other))
         names, ids = names.filter(kept), ids.filter(kept)
     return names
-
-
-def _one(table: pa.Table) -> pa.RecordBatch:
-    columns = [column.combine_chunks() for column in table.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
 def remove_deleted(migration: Migration) -> None:
@@ -315,7 +306,7 @@ def remove_deleted(migration: Migration) -> None:
         return
     removed = 0
     for table in ledger.deleted():
-        ids = ids_in_target(_one(table), plan=plan, target=target)
+        ids = ids_in_target(one_batch(table), plan=plan, target=target)
         _remove(migration, ids)
         removed += ids.num_rows
     ledger.mark_removed(removed)

@@ -24,6 +24,21 @@ def moving(shell: Shell) -> Shell:
     return shell
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The passwords by which PostgreSQL was asked for a connection, each of which it refuses and repeats."""
+    import psycopg
+
+    passwords: list[object] = []
+
+    def connect(*_: object, **settings: object) -> object:
+        passwords.append(settings.get("password"))
+        raise psycopg.OperationalError(f"refused {settings.get('password')}")
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    return passwords
+
+
 def refused(found: Outcome, *words: str) -> None:
     assert found.status == 2, found.everything
     for word in words:
@@ -179,18 +194,9 @@ def test_a_secret_in_the_file_itself_is_refused_and_not_repeated(
 
 @pytest.mark.parametrize("reference", ["variable", "command", "address", "whole"])
 def test_a_secret_by_reference_reaches_the_store_and_nothing_else(
-    moving: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+    moving: Shell, seen: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
 ) -> None:
     """Seen by the store: it gets as far as asking for a connection, with this very password."""
-    import psycopg
-
-    seen: list[object] = []
-
-    def connect(*_: object, **settings: object) -> object:
-        seen.append(settings.get("password"))
-        raise psycopg.OperationalError(f"refused {settings.get('password')}")
-
-    monkeypatch.setattr(psycopg, "connect", connect)
     secret = f"{SECRET}/@:"
     monkeypatch.setenv("OF_STAGING", secret)
     monkeypatch.setenv("WHOLE", f"pgvector://app:{SECRET}%2F%40%3A@{UNREACHABLE}/db/docs")
@@ -220,17 +226,8 @@ def test_a_secret_by_reference_reaches_the_store_and_nothing_else(
 
 @pytest.mark.parametrize("place", [".env", "prod.env"])
 def test_an_env_file_gives_a_secret_that_is_nowhere_else(
-    moving: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    moving: Shell, seen: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    import psycopg
-
-    seen: list[object] = []
-
-    def connect(*_: object, **settings: object) -> object:
-        seen.append(settings.get("password"))
-        raise psycopg.OperationalError(f"refused {settings.get('password')}")
-
-    monkeypatch.setattr(psycopg, "connect", connect)
     (tmp_path / ".env").write_text("PGVECTOR_PASSWORD=not-this-one\n")
     (tmp_path / place).write_text(f"PGVECTOR_PASSWORD={SECRET}\n")
     named = () if place == ".env" else ("--env-file", place)

@@ -20,6 +20,7 @@ from migration_pipelines.errors import ConfigurationError, PlanChangedError, Sch
 from migration_pipelines.reduction import Projection
 from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.stores.memory import MemoryStore
+from migration_pipelines_tests.conformance import read_all
 from migration_pipelines_tests.records import Record, from_batches, plain_records, plain_schema, to_batch
 
 _names = (f"functions{number}" for number in itertools.count())
@@ -40,12 +41,7 @@ def store_of(records: list[Record]) -> Any:
 
 
 def content(store: Any) -> list[Record]:
-    found = [
-        batch
-        for span, ids in store.split("docs", span_records=1_000)
-        for batch in store.scan("docs", span, ids=ids, batch_records=1_000)
-    ]
-    return sorted(from_batches(found), key=lambda record: str(record.id))
+    return sorted(read_all(store, "docs"), key=lambda record: str(record.id))
 
 
 # ── functions of whole batches ───────────────────────────────────────────────────────────────────────

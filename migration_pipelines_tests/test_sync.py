@@ -27,13 +27,12 @@ from migration_pipelines.model import IdKind
 from migration_pipelines.quality import run_quality
 from migration_pipelines.store import Store
 from migration_pipelines.stores.memory import MemoryStore
-from migration_pipelines_tests.conformance import load, new_name, new_schema, records_for
+from migration_pipelines_tests.conformance import load, new_name, new_schema, read_all, records_for
 from migration_pipelines_tests.dagster_project import Project, fill, read
 from migration_pipelines_tests.harnesses.base import Harness
 from migration_pipelines_tests.records import (
     Record,
     by_id,
-    from_batches,
     plain_records,
     plain_schema,
     to_batch,
@@ -110,10 +109,7 @@ def ids(*numbers: int) -> list[str]:
 
 
 def content(store: Store, collection: str) -> Any:
-    found: list[pa.RecordBatch] = []
-    for span, names in store.split(collection, span_records=20_000):
-        found += store.scan(collection, span, ids=names, batch_records=20_000)
-    return by_id(from_batches(found))
+    return by_id(read_all(store, collection))
 
 
 # ── what is written ──────────────────────────────────────────────────────────────────────────────────

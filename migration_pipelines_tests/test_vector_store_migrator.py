@@ -41,10 +41,10 @@ from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.store import Store, open_address
 from migration_pipelines.stores.memory import MemoryStore
+from migration_pipelines_tests.conformance import read_all
 from migration_pipelines_tests.records import (
     Record,
     by_id,
-    from_batches,
     plain_records,
     plain_schema,
     to_batch,
@@ -105,10 +105,7 @@ def put(store: Store, collection: str, records: list[Record]) -> None:
 
 
 def content(store: Store, collection: str) -> Any:
-    found: list[pa.RecordBatch] = []
-    for span, ids in store.split(collection, span_records=20_000):
-        found += store.scan(collection, span, ids=ids, batch_records=20_000)
-    return by_id(from_batches(found))
+    return by_id(read_all(store, collection))
 
 
 @pytest.fixture

@@ -40,10 +40,7 @@ class EstimateRequest(Request):
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
-        same = ("batch_size", "metric", "on_existing")
-        found = super().settings() | {name: getattr(self, name) for name in same}
-        found["allow_losses"] = tuple(self.allow_loss) if self.allow_loss else None
-        return {name: value for name, value in found.items() if value is not None}
+        return {**super().settings(), **self.said("batch_size", "allow_loss", "metric", "on_existing")}
 
 
 @takes(EstimateRequest)

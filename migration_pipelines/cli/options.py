@@ -103,6 +103,12 @@ class Options(Shown):
             )
         return found
 
+    def said(self, *names: str) -> dict[str, Any]:
+        """Return those of these options that were given; losses in the words of `MigrationConfig`."""
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        losses = given.pop("allow_loss", None)
+        return {**given, "allow_losses": tuple(losses)} if losses else given
+
     @property
     def logs_json(self) -> bool:
         """Whether lines of JSON are asked for in place of progress."""
@@ -230,11 +236,17 @@ class MoveOptions(Options):
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
-        same = ("on_existing", "metric", "max_rejects", "partition_size", "batch_size", "workers")
-        found = super().settings() | {name: getattr(self, name) for name in same}
-        found["allow_losses"] = tuple(self.allow_loss) if self.allow_loss else None
-        found["retry"] = None if self.retry is None else {"attempts": self.retry + 1}
-        return {name: value for name, value in found.items() if value is not None}
+        same = (
+            "on_existing",
+            "allow_loss",
+            "metric",
+            "max_rejects",
+            "partition_size",
+            "batch_size",
+            "workers",
+        )
+        retry = {} if self.retry is None else {"retry": {"attempts": self.retry + 1}}
+        return {**super().settings(), **self.said(*same), **retry}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,10 +302,12 @@ class SyncRequest(RunRequest):
 
     def settings(self) -> dict[str, Any]:
         """Return what was asked for beside the addresses, in the words of `MigrationConfig`."""
-        found = {"watermark": self.watermark, "watermark_overlap": self.overlap}
-        asked = {name: value for name, value in found.items() if value is not None}
-        deletes = {"apply_deletes": True} if self.delete else {}
-        return {**super().settings(), **asked, **deletes, "incremental": True}
+        found = {**super().settings(), **self.said("watermark"), "incremental": True}
+        if self.overlap is not None:
+            found["watermark_overlap"] = self.overlap
+        if self.delete:
+            found["apply_deletes"] = True
+        return found
 
 
 Command = TypeVar("Command", bound=Callable[..., int])

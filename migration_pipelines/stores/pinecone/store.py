@@ -239,12 +239,7 @@ class PineconeStore(Store):
             plane = self._project.open(collection)
             if where is None:
                 return sum(1 for space in self._spaces(plane) for _ in plane.ids(space))
-        spans = self.split(collection, span_records=MAX_RECORDS)
-        pages = (
-            page
-            for span, ids in spans
-            for page in self.scan(collection, span, ids=ids, batch_records=MAX_RECORDS, vectors=False)
-        )
+        pages = self.scan_all(collection, span_records=MAX_RECORDS, batch_records=MAX_RECORDS, vectors=False)
         return sum(matching(where, page).true_count for page in pages)
 
     def split(

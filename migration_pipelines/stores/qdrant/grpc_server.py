@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 
 from migration_pipelines.model import CollectionSchema
+from migration_pipelines.stores._channels import OPTIONS
 from migration_pipelines.stores.qdrant.failures import CutAnswerError, RpcStatusError
 from migration_pipelines.stores.qdrant.grpc_values import (
     UnholdableError,
@@ -24,17 +25,6 @@ from migration_pipelines.stores.qdrant.grpc_values import (
 )
 from migration_pipelines.stores.qdrant.points import PointParts, point_parts, to_points
 from migration_pipelines.stores.qdrant.server import Server, grouped
-
-_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_retries", 0),
-    # A channel that lost its server fails every call at once until it looks again, after up to two minutes:
-    # how long to wait is for the engine's retries to say.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class GrpcServer(Server):
@@ -58,9 +48,9 @@ class GrpcServer(Server):
 
         super().__init__(url, key=key, timeout=timeout, pace=pace)
         self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=OPTIONS)
             if url.startswith("https:")
-            else grpc.insecure_channel(target, options=_OPTIONS)
+            else grpc.insecure_channel(target, options=OPTIONS)
         )
         stub: Any = PointsStub  # generated without types
         self._stub = stub(self._channel)

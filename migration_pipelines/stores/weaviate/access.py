@@ -112,9 +112,8 @@ class Access:
                 found = found[: bisect_right(ids, last)]
             if found:
                 yield found
-            size = min(
-                size, 2 * len(ids)
-            )  # one that the server wouldn't give is not asked for again and again
+            # A page that the server wouldn't give is not asked for again and again.
+            size = min(size, 2 * len(ids))
 
     def by_ids(self, tenant: str, texts: Sequence[str], *, vectors: bool) -> Iterator[list[Any]]:
         """Yield the objects of these ids, in any order."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from migration_pipelines.stores._channels import OPTIONS
+
 # What server and client agree on unless GRPC_MAX_MESSAGE_SIZE says otherwise (`MAX_GRPC_MESSAGE_LENGTH`).
 MAX_MESSAGE_BYTES = 104_858_000
 # The first version that answers all requests as they are made here (`uses_127_api`).
@@ -81,22 +83,12 @@ class Connection:
         except BaseException:
             self._rest.close()
             raise
-        options = [
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.enable_retries", 0),
-            # A channel that lost its server fails every call at once until it looks again, after up to two
-            # minutes: how long to wait is for the engine's retries to say.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
         grpc_host = f"[{endpoint.grpc_host}]" if ":" in endpoint.grpc_host else endpoint.grpc_host
         target = f"{grpc_host}:{endpoint.grpc_port}"
         self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=OPTIONS)
             if endpoint.https
-            else grpc.insecure_channel(target, options=options)
+            else grpc.insecure_channel(target, options=OPTIONS)
         )
         stubs: Any = weaviate_pb2_grpc  # generated without types
         self._stub = stubs.WeaviateStub(self._channel)
