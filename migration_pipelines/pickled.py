@@ -16,6 +16,7 @@ import io
 import pickletools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -43,9 +44,9 @@ _PUSHED_AS_THEY_ARE = frozenset(
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _CONTAINERS: Mapping[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_IGNORED = frozenset({"FRAME"})
-_CODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
-_FLOAT_CODE = ord(pickletools.opcodes[[o.name for o in pickletools.opcodes].index("BINFLOAT")].code)
+_IGNORED = "FRAME"
+_CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+_STOP, _FLOAT, _KEEP, _TEXT = map(_CODES.get, ("STOP", "BINFLOAT", "MEMOIZE", "SHORT_BINUNICODE"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,39 +136,53 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._steps: dict[str, Callable[[Any], None]] = {
-            name.removeprefix("_op_"): getattr(self, name) for name in dir(self) if name.startswith("_op_")
-        }
 
     def run(self, data: bytes) -> Any:
         """Walk the whole stream and return what it leaves."""
-        for name, argument in self._instructions(data):
-            if name in _PUSHED_AS_THEY_ARE:
-                self._stack.append(argument)
-            elif name in _CONTAINERS:
-                self._stack.append(_CONTAINERS[name]())
-            elif name in _CONSTANTS:
-                self._stack.append(_CONSTANTS[name])
-            elif name == "STOP":
-                return self._result(len(data))
-            elif name in self._steps:
-                self._steps[name](argument)
-            elif name not in _IGNORED:
-                raise _RefusalError(f"it uses the instruction {name}, which no store's records need")
+        stream, at, end = io.BytesIO(data), 0, len(data)
+        memo = self._memo
+        while at < end:
+            self.position = at
+            code = data[at]
+            # Nearly all of a record's stream is these three, which are worth a way of their own.
+            if code == _TEXT:
+                at = self._push_text(data, at)
+            elif code == _KEEP:
+                memo[len(memo)] = self._stack[-1]
+                at += 1
+            elif code == _FLOAT:
+                at = self._push_floats(data, at)
+            elif code == _STOP:
+                return self._result(end)
+            else:
+                at = self._step(code, stream, at + 1)
         raise _RefusalError("it is cut: it ends before its STOP")
 
-    def _instructions(self, data: bytes) -> Iterator[tuple[str, Any]]:
-        """Yield each instruction and its argument; runs of floats go to the stack at once."""
-        stream = io.BytesIO(data)
-        while code := stream.read(1):
-            self.position = stream.tell() - 1
-            if code[0] == _FLOAT_CODE:
-                stream.seek(self._push_floats(data, self.position))
-                continue
-            opcode = _CODES.get(code[0])
-            if opcode is None:
-                raise _RefusalError(f"{code!r} is no instruction of a pickle: it is cut or not a pickle")
-            yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
+    def push(self, value: Any) -> None:
+        """Put a value on the stack."""
+        self._stack.append(value)
+
+    def _step(self, code: int, stream: io.BytesIO, at: int) -> int:
+        """Do the instruction whose argument begins at `at`; return where the next one begins."""
+        found = _INSTRUCTIONS.get(code)
+        if found is None:
+            raise _RefusalError(f"{bytes([code])!r} is no instruction of a pickle: it is cut or not a pickle")
+        read, do = found
+        if read is None:
+            do(self, None)
+            return at
+        stream.seek(at)
+        argument = read(stream)
+        do(self, argument)
+        return stream.tell()
+
+    def _push_text(self, data: bytes, start: int) -> int:
+        """Push the short text that begins at `start`; return where it ends."""
+        stop = start + 2 + data[start + 1]
+        if stop > len(data):
+            raise _RefusalError("it is cut within a text")
+        self._stack.append(str(data[start + 2 : stop], "utf-8", "surrogatepass"))
+        return stop
 
     def _push_floats(self, data: bytes, start: int) -> int:
         """Push the run of floats that begins at `start`; return where it ends."""
@@ -175,7 +190,7 @@ class _Machine:
         if not count:
             raise _RefusalError("it is cut within a number")
         run = np.frombuffer(data, _FLOATS, count, start)
-        others = np.flatnonzero(run["code"] != _FLOAT_CODE)
+        others = np.flatnonzero(run["code"] != _FLOAT)
         length = int(others[0]) if len(others) else count
         self._stack.extend(run["value"][:length].tolist())
         return start + length * _FLOATS.itemsize
@@ -222,9 +237,6 @@ class _Machine:
 
     def _op_DUP(self, _: None) -> None:  # noqa: N802
         self._stack.append(self._stack[-1])
-
-    def _op_MEMOIZE(self, _: None) -> None:  # noqa: N802
-        self._memo[len(self._memo)] = self._stack[-1]
 
     def _op_PUT(self, key: int) -> None:  # noqa: N802
         self._memo[key] = self._stack[-1]
@@ -358,6 +370,38 @@ class _Machine:
         made.state = state
 
 
+_Step = Callable[[_Machine, Any], None]
+
+
+def _instructions() -> Iterator[tuple[int, tuple[Callable[[Any], Any] | None, _Step]]]:
+    """Yield the code of each instruction, the reader of its argument, and what it does."""
+    for opcode in pickletools.opcodes:
+        reader = None if opcode.arg is None else opcode.arg.reader
+        yield ord(opcode.code), (reader, _step_named(opcode.name))
+
+
+def _step_named(name: str) -> _Step:
+    if name in _PUSHED_AS_THEY_ARE:
+        return _Machine.push
+    if name in _CONTAINERS:
+        make = _CONTAINERS[name]
+        return lambda machine, _: machine.push(make())
+    if name in _CONSTANTS:
+        constant = _CONSTANTS[name]
+        return lambda machine, _: machine.push(constant)
+    if name == _IGNORED:
+        return lambda _, __: None
+    found: _Step | None = getattr(_Machine, f"_op_{name}", None)
+    return found or partial(_refuse_instruction, name)
+
+
+def _refuse_instruction(name: str, _: _Machine, __: Any) -> NoReturn:
+    raise _RefusalError(f"it uses the instruction {name}, which no store's records need")
+
+
+_INSTRUCTIONS = dict(_instructions())
+
+
 def _called(called: Any, args: Any) -> Any:
     """Return what a call comes to as data."""
     if not isinstance(called, Global):
@@ -449,11 +493,11 @@ class _Settler:
             maker = MADE_WHEN_WHOLE.get(str(value))
             return (value if maker is None else maker(value.args, value.state)), nodes
         if type(value) is dict:
-            parts, nodes = self._settle_all([*value.keys(), *value.values()], depth)
-            count = len(value)
+            keys, key_nodes = self._settle_all(value, depth)
+            parts, nodes = self._settle_all(value.values(), depth)
             value.clear()
-            value.update(zip(parts[:count], parts[count:], strict=True))
-            return value, nodes
+            value.update(zip(keys, parts, strict=True))
+            return value, key_nodes + nodes
         if type(value) is list:
             value[:], nodes = self._settle_all(value, depth)
             return value, nodes
@@ -463,7 +507,11 @@ class _Settler:
         return value, 1  # made at once, and whole
 
     def _settle_all(self, values: Collection[Any], depth: int) -> tuple[list[Any], int]:
+        settled, nodes = list(values), 1 + len(values)
         if ATOMS.issuperset(map(type, values)):
-            return list(values), 1 + len(values)
-        pairs = [self._settle(value, depth) for value in values]
-        return [settled for settled, _ in pairs], 1 + sum(nodes for _, nodes in pairs)
+            return settled, nodes
+        for at, value in enumerate(settled):
+            if type(value) not in ATOMS:
+                settled[at], inner = self._settle(value, depth)
+                nodes += inner - 1
+        return settled, nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from migration_pipelines.benchmark.data import pages
 from migration_pipelines.benchmark.drivers import faiss as bare_faiss
 from migration_pipelines.benchmark.drivers import parquet as bare_parquet
 from migration_pipelines.benchmark.one_store import run_store_benchmark
+from migration_pipelines.stores.chroma import ChromaStore
 from migration_pipelines.stores.faiss import FaissStore
+from migration_pipelines.stores.milvus import MilvusStore
 from migration_pipelines.stores.parquet import ParquetStore
+from migration_pipelines.stores.qdrant import QdrantStore
 from migration_pipelines_tests.conformance import scanned, spans_of
 from migration_pipelines_tests.harnesses.pgvector import PgVectorHarness, fresh_database
 from migration_pipelines_tests.records import from_batches, plain_schema
@@ -136,3 +140,16 @@ def test_stores_in_files_are_measured_until_they_are_published(kind: Any, tmp_pa
     found = run_store_benchmark(kind(path=tmp_path), records=500, dimensions=8)
     assert {found.driver_read.records, found.read.records, found.write.records} == {500}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ChromaStore, "chroma"), (QdrantStore, "qdrant"), (MilvusStore, "milvus.db")]
+)
+def test_an_embedded_engine_is_measured_by_its_driver_and_by_us_in_turns(
+    kind: Any, name: str, tmp_path: Path
+) -> None:
+    """Though it takes one opening of its files at a time, or one set of settings."""
+    with closing(kind(path=str(tmp_path / name))) as store:
+        found = run_store_benchmark(store, records=500, dimensions=8)
+        assert {found.driver_read.records, found.read.records, found.driver_write.records} == {500}
+        assert store.list_collections() == []

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
+from chromadb.config import Settings
 
 from migration_pipelines import batch as batches
 from migration_pipelines import errors
+from migration_pipelines.errors import ConfigurationError
 from migration_pipelines.metadata import value_kind
 from migration_pipelines.model import Metric, Span, ValueKind, VectorField
 from migration_pipelines.stores.chroma import ChromaStore
@@ -61,6 +64,16 @@ def read_all(store: Any, collection: str = "docs", *, span_records: int = 25) ->
         for span, ids in spans
         for record in from_batches(store.scan(collection, span, ids=ids, batch_records=10))
     ]
+
+
+def test_a_folder_that_the_process_has_open_otherwise_says_so(tmp_path: Path) -> None:
+    client = chromadb.PersistentClient(str(tmp_path), Settings(anonymized_telemetry=False, allow_reset=True))
+    store = ChromaStore(path=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="this process has the folder open: close that client"):
+        store.create(plain_schema("docs"))
+    client.close()
+    store.create(plain_schema("docs"))
+    store.close()
 
 
 def test_a_folder_that_had_no_room_is_opened_once_there_is_some(

@@ -24,6 +24,7 @@ from migration_pipelines.benchmark import Rate
 from migration_pipelines.benchmark.data import Page, pages
 from migration_pipelines.metadata import dump_all, value_kinds
 from migration_pipelines.model import CollectionSchema, IdKind, Metric, Value, VectorField
+from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.store import Store
 
 _ROUNDS = 2
@@ -166,9 +167,12 @@ def _write(store: Store, name: str, prepared: list[pa.RecordBatch], *, publishes
 
 @contextmanager
 def _opened(store: Store, name: str) -> Iterator[Store]:
-    """Yield the store to read from, open already, as the driver's own is: a copy, say, has been made."""
+    """Yield the store to read from, open already, as the driver's own is: a copy, say, has been made.
+
+    An embedded engine may still tidy up what was just loaded; then its copy is made once it is done.
+    """
     with tempfile.TemporaryDirectory(prefix="vector-migrate-") as scratch:
-        reader = store.for_reading(Path(scratch))
+        reader = RetryPolicy().call(lambda: store.for_reading(Path(scratch)))
         try:
             reader.count(name)
             yield reader

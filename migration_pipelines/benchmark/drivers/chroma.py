@@ -35,7 +35,9 @@ def bare_write(store: Any, collection: str, pages: Iterable[Page]) -> int:
 
 def _client(store: Any) -> Any:
     import chromadb
+    from chromadb.config import Settings
 
     if store.path is not None:
-        return chromadb.PersistentClient(str(Path(store.path)))
+        # A process may open a folder with one set of settings only: these are the store's.
+        return chromadb.PersistentClient(str(Path(store.path)), Settings(anonymized_telemetry=False))
     return chromadb.HttpClient(host=store.host, port=store.port)

@@ -39,6 +39,11 @@ _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (r"not a database|disk image is malformed", StoreRefusedError, "restore it from where it is whole"),
     (r"readonly database", StoreRefusedError, "its files can't be written"),
     (r" (408|425|429|5\d\d):|\b(Transport|RateLimit|Internal)Error\b", TransientError, "try again"),
+    (
+        r"different settings",
+        ConfigurationError,
+        "this process has the folder open: close that client, or open it with anonymized_telemetry=False",
+    ),
     (r"\b(JSONDecode|Key|Index)Error\b", TransientError, "its answer was cut: try again"),
     (r"database is locked", TransientError, "another process has the folder open"),
     (r"", StoreRefusedError, "Chroma refuses it for good"),
