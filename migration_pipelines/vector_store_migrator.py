@@ -353,9 +353,10 @@ class VectorStoreMigrator:
         """Measure what a migration by one worker would take.
 
         The records in scope are counted one by one, without their vectors; that is part of a migration, and
-        of the time. The first 4,000 records are then moved into a scratch collection of the target store,
-        read back and compared, and the scratch collection is dropped. Several workers may be faster; a
-        target that others use, or that slows down as it grows, is slower.
+        of the time. The first eighth of them, at least 4,000 and at most 16,000, are then moved into a
+        scratch collection of the target store, read back and compared, and the scratch collection is dropped;
+        then a quarter of those, to see how much slower a larger collection is. Several workers may be
+        faster; a target that others use is slower.
 
         Parameters
         ----------

@@ -35,6 +35,7 @@ from migration_pipelines.errors import (
     TransientError,
     UnsupportedOperationError,
 )
+from migration_pipelines.estimation import Rehearsal
 from migration_pipelines.filters import parse
 from migration_pipelines.metrics import MetricsExporter
 from migration_pipelines.retry import RetryPolicy
@@ -731,6 +732,33 @@ def test_an_estimate_is_near_what_it_takes_and_leaves_nothing(tmp_path: Path) ->
     assert found.vectors_per_second == pytest.approx(20_000 / found.estimated_duration_seconds)
     took = by.migrate("docs").duration_seconds
     assert took / 4 < found.estimated_duration_seconds < took * 4
+
+
+@pytest.mark.parametrize(
+    ("smaller", "sample", "whole"),
+    [
+        ((0.13, 0.14, 1.44, 0.04), (0.46, 0.41, 5.09, 0.11), (3.93, 3.52, 70.38, 0.38)),
+        ((0.41, 2.26, 0.0, 0.02), (1.47, 12.93, 0.0, 0.02), (13.35, 178.65, 0.01, 0.02)),
+        ((0.09, 0.04, 0.66, 0.0), (0.41, 0.09, 2.42, 0.0), (2.74, 0.77, 42.7, 0.0)),
+    ],
+    ids=["pgvector", "chroma", "faiss"],
+)
+def test_an_estimate_knows_how_graphs_grow(
+    smaller: tuple[float, ...], sample: tuple[float, ...], whole: tuple[float, ...]
+) -> None:
+    """As 3,125, 12,500 and 100,000 vectors of 384 dimensions were measured: rest, load, build, fixed."""
+    small, found, real = (
+        Rehearsal(
+            records=records,
+            written_bytes=0,
+            other_seconds=parts[0],
+            load_seconds=parts[1],
+            build_seconds=parts[2],
+            fixed_seconds=parts[3],
+        )
+        for records, parts in ((3_125, smaller), (12_500, sample), (100_000, whole))
+    )
+    assert 0.7 < found.beside(small).seconds(100_000) / real.seconds(100_000) < 1.3
 
 
 def test_an_estimate_without_a_sample_writes_nothing(source: Any) -> None:

@@ -28,8 +28,8 @@ class EstimateRequest(Request):
         bool,
         Option(
             "--write-sample/--no-write-sample",
-            help="Move the first 4,000 records into a scratch collection of the target, which is dropped "
-            "again (default), or never write into the target and take its typical rate.",
+            help="Move the first records, up to 16,000, into a scratch collection of the target, which is "
+            "dropped again (default), or never write into the target and take its typical rate.",
             show_default=False,
         ),
     ] = True
