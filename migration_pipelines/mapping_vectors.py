@@ -14,13 +14,15 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from migration_pipelines import batch as batches
-from migration_pipelines.errors import ConfigurationError
+from migration_pipelines.errors import ConfigurationError, TransientError
 from migration_pipelines.mapping_steps import name_of
 from migration_pipelines.model import DType, Value, VectorField, VectorKind
 from migration_pipelines.reduction import Projection, file_digest
 
 Label = Annotated[str, Field(pattern=r"^vector(:.+)?$")]
 _FLOATS = (DType.FLOAT32, DType.FLOAT16)
+# What libraries of the network raise is an OSError; of these, what is about files doesn't pass by itself.
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class ProjectionFile(Value):
@@ -181,6 +183,8 @@ def embedded(rule: VectorMapping, documents: Sequence[str | None]) -> pa.Array:
     ------
     ConfigurationError
         The function fails, or gives something else than float32[n, dimensions].
+    TransientError
+        What it asks doesn't answer: it raised this, or an error of the network.
     """
     assert rule.embed is not None
     assert rule.dimensions is not None
@@ -198,7 +202,11 @@ def _called(embed: Embedder, texts: list[Any], shape: tuple[int, int]) -> npt.ND
         raise ConfigurationError(f"{embed.name} is only a name here: give the function from Python")
     try:
         found = np.asarray(embed.function(texts), np.float32)
+    except TransientError:
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, _LASTING):
+            raise TransientError(f"{embed.name} failed: {type(error).__name__}: {error}") from error
         raise ConfigurationError(f"{embed.name} failed: {type(error).__name__}: {error}") from error
     if found.shape != shape:
         raise ConfigurationError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,12 @@ def _transform(migration: Migration, key: str, extracted: Staged) -> Staged:
 
     def transformed() -> Iterator[pa.RecordBatch]:
         for batch in ledger.staged_batches(key, EXTRACTED):
-            fit, unfit, why = set_aside(batch, migration.target.capabilities, migration.mapping)
+            # A function that embeds may ask a service, which is away for a moment.
+            fit, unfit, why = migration.retry(
+                partial(set_aside, batch, migration.target.capabilities, migration.mapping),
+                phase="transform",
+                partition=key,
+            )
             if unfit is not None:
                 refused.append(unfit)
                 reasons.extend(why)

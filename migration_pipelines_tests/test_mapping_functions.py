@@ -16,7 +16,12 @@ from pydantic import ValidationError
 
 from migration_pipelines import VectorStoreMigrator, fit_pca
 from migration_pipelines.batch import DOCUMENT, VECTOR, dense_matrix
-from migration_pipelines.errors import ConfigurationError, PlanChangedError, SchemaMappingError
+from migration_pipelines.errors import (
+    ConfigurationError,
+    PlanChangedError,
+    SchemaMappingError,
+    TransientError,
+)
 from migration_pipelines.reduction import Projection
 from migration_pipelines.schema_mapping import SchemaMapping
 from migration_pipelines.stores.memory import MemoryStore
@@ -128,7 +133,18 @@ def too_wide(texts: list[str]) -> Any:
     return np.zeros((len(texts), 7), np.float32)
 
 
+FAILURES: list[Exception] = []
+
+
+def away(texts: list[str]) -> Any:
+    """A model behind a service that fails as often as `FAILURES` says."""
+    if FAILURES:
+        raise FAILURES.pop()
+    return by_length(texts)
+
+
 RULE = {"vectors": {"vector": {"embed": by_length, "dimensions": 3}}}
+AWAY = {"vectors": {"vector": {"embed": away, "dimensions": 3}}}
 
 
 def test_vectors_are_made_anew_from_the_documents_each_once() -> None:
@@ -156,6 +172,31 @@ def test_a_record_without_a_document_goes_by_on_error() -> None:
     )
     assert (rejected.vectors_migrated, rejected.vectors_failed) == (3, 1)
     assert "no document to embed" in rejected.errors[0]
+
+
+@pytest.mark.parametrize("error", [TransientError("busy"), TimeoutError("slow"), ConnectionResetError("cut")])
+def test_a_model_that_is_away_for_a_moment_is_asked_again(error: Exception) -> None:
+    source, target = store_of(plain_records(50)), MemoryStore(name=next(_names))
+    FAILURES[:] = [error, error]
+    migrator = VectorStoreMigrator(source, target, retry_delay=0.001)
+    result = migrator.migrate("docs", schema_mapping=AWAY, batch_size=20)
+    assert (result.success, result.vectors_migrated, FAILURES) == (True, 50, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "calls"),
+    [(TimeoutError("slow"), TransientError, 3), (FileNotFoundError("no model"), ConfigurationError, 1)],
+)
+def test_a_model_that_stays_away_is_asked_as_often_as_was_said_and_one_that_is_not_there_once(
+    error: Exception, told: type[Exception], calls: int
+) -> None:
+    source, target = store_of(plain_records(3)), MemoryStore(name=next(_names))
+    FAILURES[:] = [error] * 5
+    migrator = VectorStoreMigrator(source, target, retry_delay=0.001, max_retries=2)
+    with pytest.raises(told, match=str(error)):
+        migrator.migrate("docs", schema_mapping=AWAY)
+    assert len(FAILURES) == 5 - calls
+    FAILURES.clear()
 
 
 def test_a_model_that_gives_something_else_is_told() -> None:
