@@ -230,6 +230,32 @@ def test_a_view_is_read_if_its_ids_are_distinct(pg, name):
         list(bad.split(f"{name}_v", span_records=2))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 9, 10])
+@pytest.mark.parametrize("every", [1, 2, 3, 10])
+def test_spans_hold_as_many_rows_as_they_say(pg, name, rows, every):
+    pg.sql(f"CREATE TABLE {name} (id int PRIMARY KEY, embedding vector(2))")
+    pg.sql(f"INSERT INTO {name} SELECT i, '[1,2]' FROM generate_series(1, {rows}) i")
+    store = fresh(pg)
+
+    spans = [span for span, _ in store.split(name, span_records=every)]
+    sizes = [sum(part.num_rows for part in store.scan(name, span, batch_records=5)) for span in spans]
+    assert [span.records for span in spans] == sizes
+    assert (sum(sizes), max(sizes), len(sizes)) == (rows, min(rows, every), max(1, -(-rows // every)))
+
+
+def test_what_the_server_says_in_the_middle_of_the_rows_is_told(pg, name):
+    """It had sent thousands of them, and ends without the trailer of a whole reply."""
+    pg.sql(f"CREATE TABLE {name} (id int PRIMARY KEY, embedding vector(2))")
+    pg.sql(f"INSERT INTO {name} SELECT i, '[1,2]' FROM generate_series(1, 5000) i")
+    pg.sql(f"CREATE VIEW {name}_v AS SELECT id, embedding, 1 / (4000 - id) AS share FROM {name} ORDER BY id")
+    store = fresh(pg, id="id")
+
+    for _ in range(2):  # the connection is in order afterwards
+        with pytest.raises(RecordRejectedError, match="division by zero"):
+            read(store, f"{name}_v")
+    assert len(read(store, name)) == 5_000
+
+
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -71,11 +71,3 @@ class Pool:
         # Where one connection broke, the server was likely restarted: the idle ones are broken too.
         connection.close()
         self.close()
-
-
-def copy(connection: Any, statement: str, values: Sequence[Any] = ()) -> Any:
-    """Return the context of a COPY. Percent signs are doubled in the statement, as in all others."""
-    if not values:
-        # Unlike `execute`, the driver's `copy` looks for percent signs only where there are parameters.
-        return connection.cursor().copy(statement.replace("%%", "%").encode())
-    return connection.cursor().copy(statement.encode(), values)

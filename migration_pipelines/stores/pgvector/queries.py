@@ -28,10 +28,11 @@ def delete(connection: Any, table: Table, ids: pa.RecordBatch) -> None:
     connection.execute(statement.encode(), [id_literal(ids, table)])
 
 
-def bounds(connection: Any, table: Table, *, every: int, where: str) -> list[str]:
-    """Return the ids that begin a new range of so many rows, in the column's own order, without the first.
+def bounds(connection: Any, table: Table, *, every: int, where: str) -> tuple[list[str], int]:
+    """Return the ids that begin a new range of so many rows, without the first, and the number of rows.
 
-    With an index on the id that is a walk through the index alone; only the bounds leave the server.
+    In the column's own order: with an index on the id that is a walk through the index alone, of which only
+    the bounds leave the server. Within a transaction.
 
     Raises
     ------
@@ -40,10 +41,20 @@ def bounds(connection: Any, table: Table, *, every: int, where: str) -> list[str
     """
     if table.is_view:
         _check_ids_of_view(connection, table, where)
-    key = table.id.quoted
-    numbered = f"SELECT {key} AS id, row_number() OVER (ORDER BY {key}) AS n FROM {table.quoted}"  # noqa: S608
-    statement = f"SELECT id::text FROM ({numbered}) AS numbered WHERE n > 1 AND (n - 1) %% %s = 0 ORDER BY n"  # noqa: S608
-    return [bound for (bound,) in connection.execute(statement.encode(), [every]).fetchall()]
+    key, found, records, step = table.id.quoted, list[str](), 0, every
+    # Ordered by the column, not by the text that is selected of it.
+    statement = f"SELECT t.{key}::text FROM {table.quoted} AS t ORDER BY t.{key}"  # noqa: S608 - quoted
+    connection.execute(f"DECLARE ids NO SCROLL CURSOR FOR {statement}".encode(), [])
+    while True:
+        if step:  # 0 would count the row where the cursor stands once more
+            records += connection.execute(f"MOVE FORWARD {step} FROM ids".encode()).rowcount
+        bound = connection.execute(b"FETCH NEXT FROM ids").fetchone()
+        if bound is None:
+            break
+        found.append(bound[0])
+        records, step = records + 1, every - 1
+    connection.execute(b"CLOSE ids")
+    return found, records
 
 
 def fingerprint(connection: Any, table: Table) -> str:

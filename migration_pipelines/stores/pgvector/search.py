@@ -11,8 +11,8 @@ from migration_pipelines.envelope import matching
 from migration_pipelines.filters import Filter
 from migration_pipelines.model import DType, Metric, VectorField, VectorKind
 from migration_pipelines.stores.pgvector import wire
+from migration_pipelines.stores.pgvector.copying import copy, received
 from migration_pipelines.stores.pgvector.index import METRICS, find_indexes, half_cast
-from migration_pipelines.stores.pgvector.pool import copy
 from migration_pipelines.stores.pgvector.rows import Rows, distances
 from migration_pipelines.stores.pgvector.schema import extension_schema
 from migration_pipelines.stores.pgvector.table import Table, quote
@@ -41,7 +41,7 @@ def nearest(
         found: list[tuple[Any, float]] = []
         seen = 0
         with copy(connection, statement, [asked, asked]) as stream:
-            for group in wire.row_groups(stream, max_records=_GROUP_RECORDS):
+            for group in wire.row_groups(received(stream), max_records=_GROUP_RECORDS):
                 found += _matching(rows, group, where)
                 seen += len(group)
         if where is None or len(found) >= limit or seen < candidates:

@@ -42,7 +42,8 @@ from migration_pipelines.store import Address, Store
 from migration_pipelines.stores.pgvector import errors, queries, wire
 from migration_pipelines.stores.pgvector import index as indexes
 from migration_pipelines.stores.pgvector import table as tables
-from migration_pipelines.stores.pgvector.pool import Pool, copy
+from migration_pipelines.stores.pgvector.copying import copy, received
+from migration_pipelines.stores.pgvector.pool import Pool
 from migration_pipelines.stores.pgvector.rows import Rows, find_rows, id_literal
 from migration_pipelines.stores.pgvector.schema import create_table, extension_schema
 from migration_pipelines.stores.pgvector.search import nearest
@@ -50,8 +51,8 @@ from migration_pipelines.stores.pgvector.table import Mapped
 from migration_pipelines.stores.pgvector.values import CHANGED_BY_JSONB
 
 _NOT_IN_JSONB = CHANGED_BY_JSONB | {ValueKind.NUL_TEXT}
-# A group of rows that stays in the processor's cache while it is unpacked.
-_GROUP_BYTES = 1 << 20
+# Unpacked at once: fewer cost more calls, more don't stay in the processor's caches.
+_GROUP_BYTES = 1 << 22
 _PACK_RECORDS = 1000
 _FETCH_IDS = 4000
 _ROLES = ("id", "vector", "document", "metadata")
@@ -228,8 +229,7 @@ class PgVectorStore(Store):
         does: for text in a collation of the operating system, until that is upgraded.
         """
         with self._reading(collection, snapshot=True) as (connection, rows):
-            bounds = queries.bounds(connection, rows.table, every=span_records, where=rows.where)
-            records = queries.count(connection, rows.table)
+            bounds, records = queries.bounds(connection, rows.table, every=span_records, where=rows.where)
         edges = [None, *bounds, None]
         for lowest, below in pairwise(edges):
             held = min(records, span_records)
@@ -258,7 +258,8 @@ class PgVectorStore(Store):
                 f"WHERE {' AND '.join(conditions)}" if conditions else "", vectors=vectors
             )
             with copy(connection, statement, values) as stream:
-                for group in wire.row_groups(stream, max_records=batch_records, max_bytes=_GROUP_BYTES):
+                chunks = received(stream)
+                for group in wire.row_groups(chunks, max_records=batch_records, max_bytes=_GROUP_BYTES):
                     yield rows.unpack(group, vectors=vectors)
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
@@ -269,7 +270,7 @@ class PgVectorStore(Store):
             for start in range(0, ids.num_rows, _FETCH_IDS):
                 wanted = id_literal(ids.slice(start, _FETCH_IDS), rows.table)
                 with copy(connection, statement, [wanted]) as stream:
-                    groups = wire.row_groups(stream, max_records=_FETCH_IDS, max_bytes=_GROUP_BYTES)
+                    groups = wire.row_groups(received(stream), max_records=_FETCH_IDS, max_bytes=_GROUP_BYTES)
                     found += [rows.unpack(group, vectors=vectors) for group in groups]
         return pa.concat_batches(found) if found else rows.empty(vectors=vectors)
 
