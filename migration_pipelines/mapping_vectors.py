@@ -205,9 +205,9 @@ def _called(embed: Embedder, texts: list[Any], shape: tuple[int, int]) -> npt.ND
     except TransientError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, _LASTING):
-            raise TransientError(f"{embed.name} failed: {type(error).__name__}: {error}") from error
-        raise ConfigurationError(f"{embed.name} failed: {type(error).__name__}: {error}") from error
+        passes = isinstance(error, OSError) and not isinstance(error, _LASTING)
+        kind = TransientError if passes else ConfigurationError
+        raise kind(f"{embed.name} failed: {type(error).__name__}: {error}") from error
     if found.shape != shape:
         raise ConfigurationError(
             f"{embed.name} gave {found.shape}, {shape} was expected", expected=shape, found=found.shape
