@@ -61,6 +61,10 @@ def rows_of(*fields):
     return bytes(packed)
 
 
+def group_of(rows):
+    return wire.RowGroup(memoryview(b"".join(rows)), [len(row) for row in rows])
+
+
 def test_packed_rows_are_what_the_documentation_says():
     assert rows_of([b"ab", None], [b"", b"c"]) == (
         b"\0\2\0\0\0\2ab\0\0\0\0" + b"\0\2\xff\xff\xff\xff\0\0\0\1c"
@@ -69,7 +73,7 @@ def test_packed_rows_are_what_the_documentation_says():
 
 def test_rows_are_unpacked_as_they_were_packed():
     rows = [rows_of([a], [b]) for a, b in ((b"ab", b"xyz"), (None, b"x"), (b"", None))]
-    left, right = wire.unpack(rows, [0, 1])
+    left, right = wire.unpack(group_of(rows), [0, 1])
     assert left.to_pylist() == [b"ab", None, b""]
     assert right.to_pylist() == [b"yz", b"", None]
 
@@ -92,13 +96,23 @@ def test_a_reply_that_is_cut_is_never_taken_for_all_there_is(chunks):
 @pytest.mark.parametrize("row", [b"\0\2\0\0\0\1a", b"\0\1\0\0\0\5a", b"\0\1\0\0\0\1ab", b"\0\1\0", b""])
 def test_a_malformed_row_is_told(row):
     with pytest.raises(wire.CopyFormatError):
-        wire.unpack([b"\0\1\0\0\0\1a", row], [0])
+        wire.unpack(group_of([b"\0\1\0\0\0\1a", row]), [0])
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 20])
 def test_groups_hold_every_row_once_and_keep_to_their_size(rows):
     stream = [bytes([n]) for n in range(rows)]
     first = wire.HEADER + stream[0] if stream else wire.HEADER
-    groups = list(wire.row_groups([first, *stream[1:], wire.TRAILER], max_records=5))
-    assert [row for group in groups for row in group] == stream
-    assert all(0 < len(group) <= 5 for group in groups)
+    groups = [
+        (bytes(group.data), len(group.sizes))
+        for group in wire.row_groups([first, *stream[1:], wire.TRAILER], max_records=5)
+    ]
+    assert b"".join(data for data, _ in groups) == b"".join(stream)
+    assert all(0 < count <= 5 for _, count in groups)
+
+
+def test_what_was_unpacked_stays_when_the_next_group_takes_its_place():
+    rows = [rows_of([text]) for text in (b"ab", b"xyz", None, b"")]
+    stream = [wire.HEADER + rows[0], *rows[1:], wire.TRAILER]
+    groups = [wire.unpack(group, [0])[0] for group in wire.row_groups(stream, max_records=1)]
+    assert [group.to_pylist() for group in groups] == [[b"ab"], [b"xyz"], [None], [b""]]

@@ -69,10 +69,10 @@ class Rows:
         query = f"SELECT {selected} FROM {self.table.quoted} {condition}"  # noqa: S608 - names are quoted
         return f"COPY ({query}) TO STDOUT (FORMAT BINARY)"
 
-    def unpack(self, rows: Sequence[Any], *, vectors: bool) -> pa.RecordBatch:
+    def unpack(self, group: wire.RowGroup, *, vectors: bool) -> pa.RecordBatch:
         """Return the batch of some COPY rows."""
         columns = self._columns(vectors=vectors)
-        return self.assemble(wire.unpack(rows, self.skips(vectors=vectors)), columns, vectors=vectors)
+        return self.assemble(wire.unpack(group, self.skips(vectors=vectors)), columns, vectors=vectors)
 
     def skips(self, *, vectors: bool) -> list[int]:
         """Return how many leading octets of each selected column carry no data."""

@@ -43,13 +43,13 @@ def nearest(
         with copy(connection, statement, [asked, asked]) as stream:
             for group in wire.row_groups(received(stream), max_records=_GROUP_RECORDS):
                 found += _matching(rows, group, where)
-                seen += len(group)
+                seen += len(group.sizes)
         if where is None or len(found) >= limit or seen < candidates:
             return found[:limit]
         candidates *= _WIDEN
 
 
-def _matching(rows: Rows, group: list[Any], where: Filter | None) -> list[tuple[Any, float]]:
+def _matching(rows: Rows, group: wire.RowGroup, where: Filter | None) -> list[tuple[Any, float]]:
     *fields, far = wire.unpack(group, [*rows.skips(vectors=False), 0])
     part = rows.assemble(fields, vectors=False)
     keep = [True] * part.num_rows if where is None else matching(where, part).to_pylist()

@@ -51,8 +51,6 @@ from migration_pipelines.stores.pgvector.table import Mapped
 from migration_pipelines.stores.pgvector.values import CHANGED_BY_JSONB
 
 _NOT_IN_JSONB = CHANGED_BY_JSONB | {ValueKind.NUL_TEXT}
-# Unpacked at once: fewer cost more calls, more don't stay in the processor's caches.
-_GROUP_BYTES = 1 << 22
 _PACK_RECORDS = 1000
 _FETCH_IDS = 4000
 _ROLES = ("id", "vector", "document", "metadata")
@@ -259,7 +257,7 @@ class PgVectorStore(Store):
             )
             with copy(connection, statement, values) as stream:
                 chunks = received(stream)
-                for group in wire.row_groups(chunks, max_records=batch_records, max_bytes=_GROUP_BYTES):
+                for group in wire.row_groups(chunks, max_records=batch_records):
                     yield rows.unpack(group, vectors=vectors)
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
@@ -270,7 +268,7 @@ class PgVectorStore(Store):
             for start in range(0, ids.num_rows, _FETCH_IDS):
                 wanted = id_literal(ids.slice(start, _FETCH_IDS), rows.table)
                 with copy(connection, statement, [wanted]) as stream:
-                    groups = wire.row_groups(received(stream), max_records=_FETCH_IDS, max_bytes=_GROUP_BYTES)
+                    groups = wire.row_groups(received(stream), max_records=_FETCH_IDS)
                     found += [rows.unpack(group, vectors=vectors) for group in groups]
         return pa.concat_batches(found) if found else rows.empty(vectors=vectors)
 
