@@ -104,12 +104,19 @@ def _real(cls: type[ElasticsearchHarness], url: str) -> Iterator[ElasticsearchHa
     user = f"{parts.username}@" if parts.username else ""
     store, _ = open_address(f"elasticsearch://{user}{parts.hostname}:{parts.port or 9200}/x{query}")
     assert isinstance(store, ElasticsearchStore)
-    client = store._connect()
+    client = _vendors_client(f"{parts.scheme}://{parts.hostname}:{parts.port or 9200}", parts.username)
     before = set(store.list_collections())
     yield cls(store, client, None)
     for name in set(store.list_collections()) - before:
         store.drop(name)
     store.close()
+    client.close()
+
+
+def _vendors_client(url: str, user: str | None) -> Elasticsearch:
+    key, password = os.environ.get("ELASTICSEARCH_API_KEY"), os.environ.get("ELASTICSEARCH_PASSWORD")
+    login = (user or "elastic", password) if password and not key else None
+    return Elasticsearch(url, api_key=key, basic_auth=login, max_retries=0)
 
 
 def _mapping(field: VectorField) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def _record(record_id: str, source: Mapping[str, Any], mapping: Mapping[str, Any
         vectors={
             "" if name == "vector" else name: _vector(source.get(name), kind)
             for name, kind in mapping.items()
-            if kind["type"] == "dense_vector"
+            if kind.get("type") == "dense_vector"
         },
         document=source.get("document"),
         metadata=None if metadata is None else _metadata(metadata),

@@ -28,7 +28,7 @@ from migration_pipelines_tests.standins.elasticsearch_documents import (
     put_path,
     refuse,
 )
-from migration_pipelines_tests.standins.elasticsearch_search import matches, score
+from migration_pipelines_tests.standins.elasticsearch_search import matches, rounded, score
 from migration_pipelines_tests.standins.http import Reply, Request, Standin
 
 _HEADERS = {
@@ -40,6 +40,7 @@ _SOURCE = {"_source", "_source_includes", "_source_excludes"}
 _BAD_NAME = re.compile(r"[-_+]|.*[A-Z\\/*?\"<>| ,#:]|\.{1,2}$", re.DOTALL)
 _STATIC = "mapping.exclude_source_vectors"
 _WINDOW = 10_000
+_ROUNDING = ("int8", "int4", "bbq")
 
 
 @dataclass
@@ -103,8 +104,12 @@ class ElasticsearchStandin(Standin):
         self.product = True
 
     @property
+    def number(self) -> tuple[int, ...]:
+        return tuple(map(int, self.version.split(".")[:2]))
+
+    @property
     def hides(self) -> bool:
-        return tuple(map(int, self.version.split(".")[:2])) >= (9, 2)
+        return self.number >= (9, 2)
 
     def answer(self, request: Request) -> Reply:
         """Carry a request out."""
@@ -237,6 +242,8 @@ class ElasticsearchStandin(Standin):
             defaults[f"index.{_STATIC}"] = str(index.hides_vectors).lower()
         found = {"aliases": index.aliases, "mappings": index.mapper.shown(), "settings": settings}
         found["defaults"] = {key: value for key, value in defaults.items() if key not in settings}
+        if request.query.get("flat_settings") != ["true"]:
+            found |= {part: _nested(found[part]) for part in ("settings", "defaults")}
         return {index.name: found}
 
     def _delete_index(self, request: Request, name: str) -> Any:
@@ -394,8 +401,13 @@ class ElasticsearchStandin(Standin):
             )
         if mapping["similarity"] == "cosine" and not query.any():
             refuse(400, "query_shard_exception", "[cosine] does not support vectors with zero magnitude")
+        if "rescore_vector" in asked and self.number < (8, 18):
+            refuse(400, "parsing_exception", "[knn] unknown field [rescore_vector]")
+        rounds = mapping["index_options"]["type"].startswith(_ROUNDING) and "rescore_vector" not in asked
         scored = [
-            (score(d.knn[asked["field"]], query, mapping), d) for d in documents if asked["field"] in d.knn
+            (score(rounded(vector) if rounds else vector, query, mapping), d)
+            for d in documents
+            if (vector := d.knn.get(asked["field"])) is not None
         ]
         for found, document in sorted(scored, key=lambda pair: -pair[0])[: asked["k"]]:
             yield {
@@ -532,6 +544,17 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *above, name = path.split(".")
+        inner = tree
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
+    return tree
 
 
 def _dumps(value: Any) -> bytes:

@@ -106,7 +106,10 @@ class Mapper:
         """The mapping as the server describes it."""
         tree: dict[str, Any] = {}
         for path, mapping in sorted(self.objects.items()):
-            _put(tree, path, {**mapping}, self.objects)
+            inside = any(name.startswith(f"{path}.") for name in (*self.objects, *self.fields))
+            # The type of an object that has fields goes without saying.
+            plain = {"type"} if inside and mapping.get("type") == "object" else set()
+            _put(tree, path, {key: mapping[key] for key in mapping.keys() - plain}, self.objects)
         for path, mapping in sorted(self.fields.items()):
             _put(tree, path, dict(mapping), self.objects)
         shown = {key: str(v).lower() if key == "dynamic" else v for key, v in self.root.items()}
@@ -144,9 +147,23 @@ class Mapper:
     def _object(self, value: Mapping[str, Any], prefix: str, found: Document) -> None:
         mapping = self.objects.get(prefix[:-1], {}) if prefix else self.root
         dynamic = str(self._inherited(prefix, "dynamic", "true")).lower()
+        literal = mapping.get("subobjects") is False
         for name, item in value.items():
-            for path in self._paths(name, prefix, literal=mapping.get("subobjects") is False):
-                self._field(path, item, dynamic, found)
+            for path in self._paths(name, prefix, literal=literal):
+                for at, inner in self._flattened(path, item) if literal else ((path, item),):
+                    self._field(at, inner, dynamic, found)
+
+    def _flattened(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
+        """What a value is to an object that can have none inside: fields whose names have dots."""
+        whole = self.fields.get(path, {}).get("type") in (*VECTOR_TYPES, "flattened")
+        if whole or not any(isinstance(item, Mapping) for item in _flat(value)):
+            yield path, value
+            return
+        for item in _flat(value):
+            for name, inner in item.items() if isinstance(item, Mapping) else ():
+                yield from self._flattened(f"{path}.{name}", inner)
+            if not isinstance(item, Mapping):
+                yield path, item
 
     def _inherited(self, prefix: str, key: str, default: Any) -> Any:
         path = prefix[:-1]
@@ -343,6 +360,8 @@ def _dense(path: str, mapping: dict[str, Any], value: Any) -> Any:
     if not np.isfinite(narrow).all():
         raise _bad(f"element_type [{kind}] vectors do not support [NaN] or infinite values")
     similarity = mapping.get("similarity")
+    if similarity and kind == "float" and not np.isfinite(square):
+        raise _bad("NaN or Infinite magnitude detected: the vector values are too extreme to fit in a float")
     if similarity == "cosine" and square == 0:
         raise _bad("The [cosine] similarity does not support vectors with zero magnitude.")
     if similarity == "dot_product" and kind == "float" and abs(square - 1) > 1e-4:

@@ -78,6 +78,13 @@ def _asked(path: str, kind: str, value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def rounded(vector: Any) -> Any:
+    """A vector as a graph of int8 numbers has it; those of fewer bits are further off."""
+    numbers = np.asarray(vector, np.float64)
+    step = np.abs(numbers).max() / 127
+    return np.round(numbers / step) * step if step else numbers
+
+
 def score(vector: Any, query: Any, mapping: Mapping[str, Any]) -> float:
     """The score of a vector, as the manual has it under `similarity`."""
     kind, similarity = mapping["element_type"], mapping["similarity"]

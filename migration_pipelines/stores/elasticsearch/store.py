@@ -74,6 +74,7 @@ _PORT = 9200
 _PAGE_BYTES = 8_000_000  # of one answer, about
 _PAGE_RECORDS = 1000
 _HIDES_VECTORS_FROM = (9, 2)
+_RESCORES_FROM = (8, 18)
 # What would name several indices, another host's, or a part of the API, in the path of a request.
 _NO_NAME = re.compile(r"[_\-+.]*$|[_\-+]|.*[*?,<>|\"\\/# :]", re.DOTALL)
 _OPTIONS = {
@@ -378,6 +379,9 @@ class ElasticsearchStore(Store):
                 "k": limit,
                 "num_candidates": min(10_000, max(100, limit * 10)),
             }
+            if self._server_version() >= _RESCORES_FROM:
+                # What the rounded vectors of the index find, as for every search; at true distances.
+                asked["rescore_vector"] = {"oversample": 1.0}
             body = {"knn": asked, "size": limit, "_source": False}
             index = self._index(collection)
             found = index.ask("POST", "/_search", body)
