@@ -25,7 +25,7 @@ ui: environment
 	@$(BIN)/vector-migrate ui
 
 test: lint
-	@$(BIN)/pytest --numprocesses 3 --dist loadfile
+	@$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 quick: environment
 	@$(BIN)/pytest -x -m "not slow"

@@ -17,6 +17,25 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("unhurried")
 
+# Minutes each: begun first, so that the suite doesn't end with one process at work and the others done.
+LONG_FILES = [
+    "test_dagster_headless.py",
+    "test_store_state_machine.py",
+    "test_store_failures.py",
+    "test_crash.py",
+    "test_parquet_s3.py",
+    "test_dagster_workers.py",
+    "test_cli_interrupted.py",
+    "test_guarantees.py",
+    "test_benchmark.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files before the others; within a file the order stays."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(scope="session", params=all_harnesses(), ids=lambda harness: harness.__name__)
 def harness(request, tmp_path_factory):
