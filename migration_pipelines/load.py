@@ -199,7 +199,8 @@ def publish(migration: Migration) -> None:
     """
     plan = migration.plan
     remove_deleted(migration)
-    if plan.target_count and plan.on_existing != "replace":
+    held = plan.target_count and plan.on_existing != "replace"
+    if held and not migration.target.merges_at_the_end:
         return
     started = time.monotonic()
     with migration.phase("publish"):

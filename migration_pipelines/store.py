@@ -150,6 +150,8 @@ class Store(BaseModel, ABC):
     capabilities: ClassVar[Capabilities]
     # Whether what failed within `load_part` is lost as a whole, and tried again from the part's first batch.
     writes_whole_parts: ClassVar[bool] = False
+    # Whether parts that are loaded into a finished collection are a part of it only from `finish_load` on.
+    merges_at_the_end: ClassVar[bool] = False
     # Measured once on two cores with records of 2 kB; only an estimate before the first write rests on it.
     typical_write_bytes_per_second: ClassVar[float] = 100e6
 
@@ -292,7 +294,8 @@ class Store(BaseModel, ABC):
         """Return a context that gives the function to write one partition's batches with.
 
         `part` names the partition: a store that keeps files uses it, so that writing a partition again
-        replaces what it wrote before. Nothing of the part needs to be visible before the context ends.
+        replaces what it wrote before. Nothing of the part needs to be visible before the context ends; of one
+        in a finished collection of a store that `merges_at_the_end`, nothing before `finish_load`.
         """
         return self._load_by_upsert(collection, part)
 

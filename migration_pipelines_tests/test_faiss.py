@@ -196,6 +196,60 @@ def test_while_it_is_loaded_the_later_of_two_parts_counts(store: FaissStore) -> 
     assert_same(read_all(store, "docs"), expected, store)
 
 
+def stage(store: FaissStore, part: str, records: list[Record]) -> None:
+    with store.load_part("docs", part) as write:
+        write(to_batch(records, plain_schema("docs")))
+
+
+def test_parts_loaded_into_a_collection_become_a_part_of_it_at_once(store: FaissStore) -> None:
+    records, newer = plain_records(60), plain_records(40, start=40, seed=3)
+    load(store, plain_schema("docs"), records)
+    spans = spans_of(store, "docs", 25)
+    stage(store, "0", [*newer[::-2], *records[:3]])
+    stage(store, "1", newer[::2])
+    stage(store, "1", [*newer[::2], newer[1]])
+    assert_same(read_all(store, "docs"), records, store)
+    asked = [newer[7], records[20]]
+    assert_same(from_batches([store.read_part("docs", "0", ids_of(asked))]), asked, store)
+    store.finish_load("docs")
+    assert len(files(store)) == 3
+    assert_same(read_all(store, "docs"), [*records[:40], *newer], store)
+    # A record that was replaced keeps its number: what was read before meets it where it was.
+    assert_same(from_batches(scanned(store, "docs", spans[:2])), [*records[:40], *newer[:10]], store)
+
+
+def test_an_empty_part_changes_nothing(store: FaissStore) -> None:
+    load(store, plain_schema("docs"), records := plain_records(5))
+    before = store.fingerprint("docs")
+    stage(store, "0", [])
+    store.finish_load("docs")
+    assert store.fingerprint("docs") == before
+    assert_same(read_all(store, "docs"), records, store)
+    assert len(files(store)) == 3
+
+
+def test_what_is_staged_is_put_in_before_anything_else_changes_the_collection(store: FaissStore) -> None:
+    records, newer = plain_records(20), plain_records(10, start=15, seed=3)
+    load(store, plain_schema("docs"), records)
+    stage(store, "0", newer)
+    store.delete("docs", ids_of(newer[:2]))
+    assert_same(read_all(store, "docs"), [*records[:15], *newer[2:]], store)
+    stage(store, "1", newer)
+    store.upsert("docs", to_batch(records[15:16], plain_schema("docs")))
+    assert_same(read_all(store, "docs"), [*records[:16], *newer[1:]], store)
+
+
+def test_a_part_is_written_while_others_publish(store: FaissStore) -> None:
+    records = plain_records(30)
+    load(store, plain_schema("docs"), records[:10])
+    with store.load_part("docs", "0") as write:
+        write(to_batch(records[10:20], plain_schema("docs")))
+        FaissStore(path=store.path).upsert("docs", to_batch(records[20:], plain_schema("docs")))
+    store.finish_load("docs")
+    assert_same(read_all(store, "docs"), records, store)
+    assert len(files(store)) == 3
+
+
 def test_a_load_of_more_parts_than_files_may_be_open(store: FaissStore) -> None:
     records, soft = plain_records(120), resource.getrlimit(resource.RLIMIT_NOFILE)
     schema = plain_schema("docs")
@@ -307,6 +361,30 @@ def test_a_first_load_killed_anywhere_is_finished_by_running_it_again(parts: int
     assert kills >= 4
 
 
+def test_a_merge_killed_anywhere_is_finished_by_running_it_again(store: FaissStore) -> None:
+    records, newer = plain_records(30), plain_records(20, start=20, seed=8)
+    after, kills = [*records[:20], *newer], 0
+
+    def merge(store: FaissStore) -> None:
+        stage(store, "0", newer[:12])
+        stage(store, "1", newer[12:])
+        store.finish_load("docs")
+
+    while True:
+        load(store, plain_schema("docs"), records)
+        if not killed_at(kills, lambda: merge(FaissStore(path=store.path))):
+            break
+        again = FaissStore(path=store.path)
+        found = read_all(again, "docs")
+        assert_same(found, records if len(found) == 30 else after, store)
+        merge(again)
+        assert_same(read_all(again, "docs"), after, store)
+        assert len(files(store)) == 3
+        store.drop("docs")
+        kills += 1
+    assert kills >= 15
+
+
 def killed_at(step: int, action: Callable[[], None]) -> bool:
     """Do it in a process that kills itself before the change to the file system of that number."""
     child = os.fork()
@@ -360,7 +438,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_collection(
         with pytest.raises(DiskFullError, match="no room"):
             store.upsert("docs", to_batch(plain_records(5, start=50), plain_schema("docs")))
     assert_same(read_all(store, "docs"), records, store)
-    assert len(files(store)) == 3
+    assert sum(path.is_file() for path in (store.path / "docs").rglob("*")) == 3
 
 
 @pytest.mark.parametrize("what", ["vectors", "texts"])

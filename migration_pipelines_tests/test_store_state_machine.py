@@ -122,6 +122,8 @@ def machine_of(harness: Harness) -> type[RuleBasedStateMachine]:
             for _ in range(1 + twice):
                 with self.store.load_part(self.name, str(self.parts)) as write:
                     write(to_batch(records, self.schema))
+            if self.store.merges_at_the_end:
+                self.store.finish_load(self.name)
             self._hold(records)
             self.spans = None  # a part may take records away from where the spans have them
 

@@ -8,6 +8,8 @@
 
 - **Loading**: there is no `_collection.json` but the hidden one. Each part of a load becomes two files of the
   hidden folder (`parts.py`); where two parts hold one id, the later one counts.
+- **Merging**: so it is with parts that are loaded into a collection that is there: readers have it as it was,
+  until all parts are put in at once. Whoever changes it otherwise puts them in first.
 - **Publishing**: index and records are written under new names (`index~2.faiss`), synced, and become the
   collection by one rename, that of `_collection.json`. A load of one part into a flat index has both files
   already: they get their names by hard links. The old files are removed after. What a killed writer left is
@@ -25,7 +27,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,18 +162,20 @@ class CollectionFolder:
             self.path.rmdir()
 
     @contextmanager
-    def writing_part(self, schema: CollectionSchema) -> Iterator[tuple[Part, PartWriter]]:
-        """Give a hidden part and its writer; its files are gone when the context fails."""
+    def new_part(self) -> Iterator[Part]:
+        """Give a hidden part to write, gone afterwards unless it is staged. Begins under `changing`."""
         self.hidden.mkdir(exist_ok=True)
         part = Part.new(self.hidden, secrets.token_hex(8))
-        try:
-            with PartWriter(part, schema) as writer:
-                yield part, writer
-            _sync(part.vectors)
-            _sync(part.records)
-        except BaseException:
-            part.remove()
-            raise
+        with part.held():
+            yield part
+
+    @contextmanager
+    def writing(self, part: Part, schema: CollectionSchema) -> Iterator[PartWriter]:
+        """Give the writer of a part, whose files are durable afterwards."""
+        with PartWriter(part, schema) as writer:
+            yield writer
+        _sync(part.vectors)
+        _sync(part.records)
 
     def stage(self, written: Part, name: str) -> None:
         """Make a hidden part the newest of its name, and the last of all. Under `changing`."""
@@ -207,6 +211,8 @@ class CollectionFolder:
 
     def publish(self, manifest: Manifest, records: Batches, *, override: str | None) -> None:
         """Write index and records anew, and make them the collection in one step. Under `changing`.
+
+        Staged parts are removed: `records` has theirs.
 
         Parameters
         ----------
@@ -248,7 +254,22 @@ class CollectionFolder:
             for path in self.path.glob(pattern):
                 if path.name not in names:
                     path.unlink()
-        shutil.rmtree(self.hidden, ignore_errors=True)
+        self.clear(everything=kept is None)
+
+    def clear(self, *, everything: bool = False) -> None:
+        """Remove what is staged, and what killed writers left; what is being written now only where asked.
+
+        Under `changing`.
+        """
+        if everything:
+            shutil.rmtree(self.hidden, ignore_errors=True)
+        elif self.hidden.is_dir():
+            for part in self.parts():
+                part.remove()
+            for path in Part.left_behind(self.hidden):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody writes a part
+                self.hidden.rmdir()
 
 
 def part_name(prefix: str, name: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +22,7 @@ from migration_pipelines.stores.faiss.collection import (
 )
 from migration_pipelines.stores.faiss.index import open_index
 from migration_pipelines.stores.faiss.opened import Opened
+from migration_pipelines.stores.faiss.parts import Part, id_hashes, last_of_each, latest
 from migration_pipelines.stores.faiss.table import GROUP_RECORDS, NUMBER, ParquetTable
 
 
@@ -67,23 +69,54 @@ def _check_size(path: Path, info: FileInfo) -> None:
         )
 
 
-def merged(folder: CollectionFolder, manifest: Manifest, new: pa.RecordBatch) -> Batches:
-    """Return the records of a collection with some put in; those that are there keep their places."""
-    opened = open_published(folder, manifest)
-    rows = opened.records.find(new)
-    held = opened.records.read([batches.ID, batches.ID_TYPE], 0, 0)
-    if len(rows):
-        held = opened.records.take([batches.ID, batches.ID_TYPE], rows)
-    fresh = new.filter(pc.invert(batches.is_among(new, held)))
+def merged(folder: CollectionFolder, manifest: Manifest, parts: Sequence[Part]) -> Batches:
+    """Return the records of a collection with those of parts put in; those that are there keep their places.
+
+    Of the parts 24 bytes a record are held in memory.
+    """
+    opened, staged = open_published(folder, manifest), _Staged(parts, manifest.description)
 
     def records() -> Iterator[pa.RecordBatch]:
+        fresh = staged.keep.copy()
         for batch in _numbered(opened):
-            numbers, plain = batch.column(NUMBER), batch.select(new.schema.names)
-            yield _replacing(plain, new).append_column(NUMBER, numbers)
-        if fresh.num_rows:
-            yield fresh
+            rows = staged.find(batch)
+            fresh[rows[rows >= 0]] = False
+            yield staged.put_in(batch, rows) if (rows >= 0).any() else batch
+        yield from latest(parts, fresh, manifest.description)
 
     return records
+
+
+class _Staged:
+    """The records of staged parts by their ids, of each id the last; `keep` says which those are."""
+
+    def __init__(self, parts: Sequence[Part], schema: CollectionSchema) -> None:
+        self._parts, self._schema = parts, schema
+        hashes = [id_hashes([ParquetTable(part.records)]) for part in parts]
+        self._starts = np.cumsum([0, *map(len, hashes)])
+        everything = np.concatenate(hashes)
+        self.keep = last_of_each(everything)
+        rows = np.flatnonzero(self.keep)
+        self._rows = rows[np.argsort(everything[rows])]
+        self._hashes = everything[self._rows]
+
+    def find(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """Return int64[n_records]: the row, over all parts, that has a record's id; -1 where none has."""
+        hashes = batches.id_hashes(batch)
+        at = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
+        return np.where(self._hashes[at] == hashes, self._rows[at], -1)
+
+    def put_in(self, batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
+        """Return a batch with the records of some rows in the place of its own, whose numbers stay."""
+        numbers, plain = batch.column(NUMBER), batch.drop_columns([NUMBER])
+        wanted = np.sort(rows[rows >= 0])
+        found = [plain]
+        for part, start, stop in zip(self._parts, self._starts[:-1], self._starts[1:], strict=True):
+            inside = wanted[slice(*np.searchsorted(wanted, [start, stop]))] - start
+            if len(inside):
+                found.append(part.open(self._schema).take(inside).select(plain.schema.names))
+        places = np.where(rows < 0, np.arange(len(rows)), len(rows) + np.searchsorted(wanted, rows))
+        return pa.concat_batches(found).take(pa.array(places)).append_column(NUMBER, numbers)
 
 
 def remaining(folder: CollectionFolder, manifest: Manifest, ids: pa.RecordBatch) -> Batches | None:
@@ -105,15 +138,6 @@ def _numbered(opened: Opened) -> Iterator[pa.RecordBatch]:
         stop = min(opened.count, start + GROUP_RECORDS)
         numbers = np.arange(start, stop) if opened.numbers is None else opened.numbers[start:stop]
         yield opened.read(start, stop).append_column(NUMBER, pa.array(numbers, pa.int64()))
-
-
-def _replacing(batch: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the records of `batch`, those of `new` in the place of the ones with their ids."""
-    found = batches.positions(batch, new)
-    if (found < 0).all():
-        return batch
-    rows = np.where(found < 0, np.arange(batch.num_rows), batch.num_rows + found)
-    return pa.concat_batches([batch, new]).take(pa.array(rows))
 
 
 def fetch_staged(

@@ -74,6 +74,10 @@ class Opened:
         rows = self.records.find(ids)
         if not len(rows):
             return pa.RecordBatch.from_pylist([], batches.arrow_schema(self.schema, vectors=vectors))
+        return self.take(rows, vectors=vectors)
+
+    def take(self, rows: npt.NDArray[np.int64], *, vectors: bool = True) -> pa.RecordBatch:
+        """Return the records of these rows, which are sorted."""
         found = self.records.take(self._columns(vectors=vectors), rows)
         return self._with_vectors(found, self.index.take(rows)) if vectors and not self.normalised else found
 

@@ -2,6 +2,7 @@
 
     .loading/part-7~00000003~1.parquet    id, id_type, document, metadata
     .loading/part-7~00000003~1.faiss      the vectors, as they are
+    .loading/.4f0c….lock                  held while the part of that hidden name is being written
 
 Behind the `~` are the part's place in the order in which parts were staged, and its version. Both files are
 as a finished collection has them: where one part is the whole of it, they become its files as they are.
@@ -9,8 +10,10 @@ as a finished collection has them: where one part is the whole of it, they becom
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -28,7 +31,7 @@ from migration_pipelines.stores.faiss.opened import Opened
 from migration_pipelines.stores.faiss.table import GROUP_RECORDS, ParquetTable, Table, TableWriter, whole
 
 TEXTS = (batches.ID, batches.ID_TYPE, batches.DOCUMENT, batches.METADATA)
-_RECORDS, _VECTORS = ".parquet", ".faiss"
+_RECORDS, _VECTORS, _LOCK = ".parquet", ".faiss", ".lock"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,35 @@ class Part:
         """Remove the files; those that aren't there are no error."""
         self.records.unlink(missing_ok=True)
         self.vectors.unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have nobody take the hidden part for one that a killed writer left; afterwards it is gone."""
+        lock = self.records.with_suffix(_LOCK)
+        with lock.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                self.remove()
+                lock.unlink(missing_ok=True)
+
+    @classmethod
+    def left_behind(cls, folder: Path) -> list[Path]:
+        """Return the files in a folder of neither a staged part nor one that is being written."""
+        staged = {path for part in cls.all_in(folder) for path in (part.records, part.vectors)}
+        return [path for path in folder.iterdir() if path not in staged and not _is_held(path)]
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        with path.with_suffix(_LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 class PartWriter:
@@ -133,11 +165,18 @@ def latest(
 
 def last_of_each_id(tables: Iterable[Table]) -> npt.NDArray[np.bool_]:
     """Return bool[n_rows] over the rows of all tables: those after which their id doesn't come again."""
+    return last_of_each(id_hashes(tables))
+
+
+def id_hashes(tables: Iterable[Table]) -> npt.NDArray[np.void]:
+    """Return the hash of each row's id, over the rows of all tables."""
     names = [batches.ID, batches.ID_TYPE]
     hashes = [batches.id_hashes(batch) for table in tables for batch in whole(table, names)]
-    if not hashes:
-        return np.empty(0, np.bool_)
-    backwards = np.concatenate(hashes)[::-1]
-    keep = np.zeros(len(backwards), np.bool_)
-    keep[np.unique(backwards, return_index=True)[1]] = True
-    return keep[::-1]
+    return np.concatenate(hashes) if hashes else np.empty(0, "V16")
+
+
+def last_of_each(hashes: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Return bool[n]: the hashes that don't come again."""
+    keep = np.zeros(len(hashes), np.bool_)
+    keep[len(hashes) - 1 - np.unique(hashes[::-1], return_index=True)[1]] = True
+    return keep

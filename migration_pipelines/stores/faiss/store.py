@@ -9,7 +9,7 @@ files are read and never changed. `?sidecar=` names the file of the records, or 
 Which index a collection gets, and how the vectors of cosine similarity are kept, is told in `build.py`;
 `?index=flat`, `hnsw` or `ivf` chooses. A flat index is written as its records come. Graphs and inverted lists
 are built by FAISS in memory: to write such a collection, or to change one that is finished, takes 4 bytes a
-number of all vectors, and more. Of all three reading holds a batch at a time. The other kinds are loaded
+number of all vectors, and more. A merge changes it once, at the end. Of all three reading holds a batch at a time. The other kinds are loaded
 whole. They hold codes in place of vectors: they are read decoded, and
 `describe().options["approximate_vectors"]` says so.
 """
@@ -71,6 +71,7 @@ from migration_pipelines.stores.faiss.foreign import SUFFIXES, ForeignIndex, fin
 from migration_pipelines.stores.faiss.generations import fetch_staged, merged, open_published, remaining
 from migration_pipelines.stores.faiss.opened import Opened, unsearchable
 from migration_pipelines.stores.faiss.parts import Part, PartWriter, last_of_each_id
+from migration_pipelines.stores.faiss.table import ParquetTable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCANNED_RECORDS = 8192
@@ -94,6 +95,7 @@ class FaissStore(Store):
     """
 
     kind: ClassVar[str] = "faiss"
+    merges_at_the_end: ClassVar[bool] = True
     capabilities: ClassVar[Capabilities] = Capabilities(
         id_kinds=frozenset(IdKind),
         mixed_ids=True,
@@ -261,14 +263,18 @@ class FaissStore(Store):
     def read_part(self, collection: str, part: str, ids: pa.RecordBatch) -> pa.RecordBatch:
         """Return what a load wrote for these ids: from the part's own file, or where they went since."""
         manifest = self._manifest(collection)
-        if manifest is None or manifest.index is not None:
+        if manifest is None:
             return self.fetch(collection, ids)
         with self.translating(collection):
             name = part_name("part", part)
             newest = reversed(self._folder(collection).parts())
             parts = sorted(newest, key=lambda staged: staged.name != name)
             staged = self._staged(parts, manifest.description)
-            return fetch_staged(staged, manifest.description, ids, vectors=True)
+            found = fetch_staged(staged, manifest.description, ids, vectors=True)
+        others = batches.without(ids, found)
+        if manifest.index is None or not others.num_rows:
+            return found
+        return pa.concat_batches([found, self.fetch(collection, others)])
 
     def fingerprint(self, collection: str) -> str:
         """Return a digest of the files' names, sizes and times of change."""
@@ -306,21 +312,22 @@ class FaissStore(Store):
         """Write whole records, each replacing what was under its id, all or none of them.
 
         Of a finished collection both files are written again and the index is built anew: for many records
-        `load_part` is the way.
+        `load_part` and `finish_load` are the way.
         """
         with self._changing(collection) as (folder, manifest):
             batch = checked(batch, manifest.description, self.address(collection))
-            if manifest.index is None:
-                with folder.writing_part(manifest.description) as (written, writer):
+            with folder.new_part() as part:
+                with folder.writing(part, manifest.description) as writer:
                     writer.write(batch)
-                folder.stage(written, part_name("more", secrets.token_hex(8)))
-            else:
-                folder.publish(manifest, merged(folder, manifest, batch), override=self.index)
+                folder.stage(part, part_name("more", secrets.token_hex(8)))
+            if manifest.index is not None:
+                self._put_in(folder, manifest)
 
     def delete(self, collection: str, ids: pa.RecordBatch) -> None:
         """Remove these ids; those that aren't there are no error."""
         with self._changing(collection) as (folder, manifest):
             if manifest.index is not None:
+                manifest = self._put_in(folder, manifest)
                 kept = remaining(folder, manifest, ids)
                 if kept is not None:
                     folder.publish(manifest, kept, override=self.index)
@@ -328,36 +335,29 @@ class FaissStore(Store):
             for part in folder.parts():
                 opened = part.open(manifest.description)
                 if len(opened.records.find(ids)):
-                    with folder.writing_part(manifest.description) as (written, writer):
-                        for batch in opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=True):
-                            writer.write(batch.filter(pc.invert(batches.is_among(batch, ids))))
-                    folder.replace(part, written)
+                    with folder.new_part() as written:
+                        with folder.writing(written, manifest.description) as writer:
+                            for batch in opened.scan(0, opened.count, _SCANNED_RECORDS, vectors=True):
+                                writer.write(batch.filter(pc.invert(batches.is_among(batch, ids))))
+                        folder.replace(part, written)
 
     @contextmanager
     def load_part(self, collection: str, part: str) -> Iterator[Callable[[pa.RecordBatch], None]]:
-        """Write one partition's file, as a whole in the place of the one before.
+        """Write one partition's files, as a whole in the place of those before.
 
-        In a finished collection it is published at once.
+        They become part of the collection, of a finished one too, by `finish_load`.
         """
         with ExitStack() as stack:
             with self._changing(collection) as (folder, manifest):
                 schema = manifest.description
-                written, writer = stack.enter_context(folder.writing_part(schema))
+                written = stack.enter_context(folder.new_part())
+                writing = stack.enter_context(ExitStack())
+                writer = writing.enter_context(folder.writing(written, schema))
             yield self._part_writer(collection, schema, writer)
             with self.translating(collection):
-                stack.close()
-        try:
-            with self._changing(collection) as (folder, manifest):
-                if manifest.index is None:
-                    folder.stage(written, part_name("part", part))
-                    return
-                opened = written.open(schema)
-                if opened.count:
-                    keep = pa.array(last_of_each_id([opened.records]))
-                    new = opened.read(0, opened.count).filter(keep)
-                    folder.publish(manifest, merged(folder, manifest, new), override=self.index)
-        finally:
-            written.remove()
+                writing.close()
+            with self._changing(collection) as (folder, _):
+                folder.stage(written, part_name("part", part))
 
     def _part_writer(
         self, collection: str, schema: CollectionSchema, writer: PartWriter
@@ -374,9 +374,21 @@ class FaissStore(Store):
             pass
 
     def finish_load(self, collection: str) -> None:
-        """Build the index from the parts of a first load, and publish the collection in one step."""
+        """Build the index from what was loaded, and publish the collection in one step."""
         with self._changing(collection) as (folder, manifest):
-            folder.finish(manifest, override=self.index)
+            if manifest.index is None:
+                folder.finish(manifest, override=self.index)
+            else:
+                self._put_in(folder, manifest)
+
+    def _put_in(self, folder: CollectionFolder, manifest: Manifest) -> Manifest:
+        """Put what is staged into a finished collection; return what that is now."""
+        parts = folder.parts()
+        if any(ParquetTable(part.records).count for part in parts):
+            folder.publish(manifest, merged(folder, manifest, parts), override=self.index)
+        else:
+            folder.clear()
+        return folder.manifest() or manifest
 
     # ── search ───────────────────────────────────────────────────────────────────────────────────────
 
