@@ -120,7 +120,7 @@ def test_a_vector_that_the_server_holds_back_is_an_error_and_one_that_is_not_the
         read_all(store, "docs")
 
 
-@pytest.mark.parametrize("version", ["8.17.0", "9.1.4"])
+@pytest.mark.parametrize("version", ["8.11.4", "8.17.0", "9.1.4"])
 def test_an_older_server_is_asked_nothing_that_it_does_not_know(version: str) -> None:
     standin = ElasticsearchStandin(version)
     with standin.serving():
@@ -131,6 +131,53 @@ def test_an_older_server_is_asked_nothing_that_it_does_not_know(version: str) ->
         store.finish_load("docs")
         assert store.search("docs", RECORDS[0].vectors[""], limit=1)[0][0] == RECORDS[0].id
         store.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "made"),
+    [
+        ("8.17.0", {"type": "bbq_hnsw", "m": 16, "rescore_vector": {"oversample": 3.0}}, "bbq_hnsw"),
+        ("8.17.0", {"type": "bbq_disk"}, "int8_hnsw"),
+        ("8.11.4", {"type": "int8_hnsw", "m": 16, "ef_construction": 100}, None),
+        ("9.2.0", {"type": "bbq_disk", "rescore_vector": {"oversample": 3.0}}, "bbq_disk"),
+    ],
+)
+def test_settings_that_a_server_is_too_old_to_know_are_left_to_it(
+    version: str, asked: dict[str, Any], made: str | None
+) -> None:
+    standin = ElasticsearchStandin(version)
+    (field,) = SCHEMA.vectors
+    asking = field.model_copy(update={"index": {"elasticsearch": {"index_options": asked}}})
+    with standin.serving():
+        store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
+        store.create(SCHEMA.model_copy(update={"vectors": (asking,)}))
+        store.close()
+    options = standin.indices["docs"].mapper.fields["vector"].get("index_options", {})
+    assert options.get("type") == made
+    assert ("rescore_vector" in options) is (version == "9.2.0")
+
+
+def test_a_graph_is_asked_for_by_both_its_numbers() -> None:
+    standin = ElasticsearchStandin("8.11.4")
+    (field,) = SCHEMA.vectors
+    with standin.serving():
+        store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
+        asking = field.model_copy(update={"index": {"type": "hnsw", "m": 8}})
+        store.create(SCHEMA.model_copy(update={"vectors": (asking,)}))
+        store.close()
+    options = standin.indices["docs"].mapper.fields["vector"]["index_options"]
+    assert options == {"type": "hnsw", "m": 8, "ef_construction": 100}
+
+
+def test_vectors_that_an_old_server_does_not_index_have_no_metric(tmp_path: Path) -> None:
+    standin = ElasticsearchStandin("8.9.2")
+    mapping = {"properties": {"vector": {"type": "dense_vector", "dims": 3}}}
+    with standin.serving():
+        standin.make("docs", {}, mapping)
+        store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
+        (field,) = store.describe("docs").vectors
+        store.close()
+    assert (field.dimensions, field.metric) == (3, None)
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,13 @@ def test_a_login_without_the_right_is_told(standin: ElasticsearchStandin, store:
 
 def test_another_product_is_told(standin: ElasticsearchStandin) -> None:
     standin.product = False
-    with pytest.raises(errors.ConfigurationError, match="isn't Elasticsearch"):
-        ElasticsearchStore(host="127.0.0.1", port=standin.port).list_collections()
+    store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
+    for ask in (store.list_collections, lambda: store.describe("missing")):
+        with pytest.raises(
+            errors.ConfigurationError, match="another product answers there, such as OpenSearch"
+        ):
+            ask()
+    store.close()
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,10 @@ class ElasticsearchStandin(Standin):
 
     def _create(self, request: Request, name: str) -> Any:
         body = request.json() or {}
-        self._make(name, body.get("settings") or {}, body.get("mappings") or {})
+        self.make(name, body.get("settings") or {}, body.get("mappings") or {})
         return {"acknowledged": True, "shards_acknowledged": True, "index": name}
 
-    def _make(self, name: str, settings: Mapping[str, Any], mappings: Mapping[str, Any]) -> Index:
+    def make(self, name: str, settings: Mapping[str, Any], mappings: Mapping[str, Any]) -> Index:
         if name in self.indices or any(name in i.aliases for i in self.indices.values()):
             refuse(400, "resource_already_exists_exception", f"index [{name}] already exists")
         if _BAD_NAME.match(name) or len(name.encode()) > 255:
@@ -225,7 +225,7 @@ class ElasticsearchStandin(Standin):
         hides = self.hides and str(flat.get(_STATIC, True)).lower() == "true"
         if {"mapping", "mappings"} & set(mappings):
             refuse(400, "mapper_parsing_exception", "unknown key")
-        mapper = Mapper.of(mappings, int(flat.get("mapping.total_fields.limit", 1000)))
+        mapper = Mapper.of(mappings, int(flat.get("mapping.total_fields.limit", 1000)), self.number)
         index = Index(name, flat, dict(mappings), mapper, hides)
         self.indices[name] = index
         return index
@@ -325,7 +325,7 @@ class ElasticsearchStandin(Standin):
         # Shards number their documents in an order of their own, which isn't that of arrival.
         documents = sorted(index.seen.values(), key=lambda d: (d.shard, zlib.crc32(d.id.encode()), d.id))
         self.views[key] = (index, documents)
-        return {"id": key, "_shards": self._shards(index)}
+        return {"id": key, **({"_shards": self._shards(index)} if self.number >= (8, 16) else {})}
 
     def _search(self, request: Request, index: Index | None) -> Any:
         self._known(request, *_SOURCE, "allow_partial_search_results")
@@ -384,7 +384,7 @@ class ElasticsearchStandin(Standin):
         self, asked: Mapping[str, Any], index: Index, documents: list[Document]
     ) -> Iterator[dict[str, Any]]:
         mapping = index.mapper.fields.get(asked["field"])
-        if mapping is None or mapping["type"] != "dense_vector" or not mapping["index"]:
+        if mapping is None or mapping["type"] != "dense_vector" or not mapping.get("index"):
             refuse(400, "query_shard_exception", f"failed to create query: [{asked['field']}] isn't indexed")
         query = np.asarray(asked["query_vector"], np.float32)
         width = mapping.get("dims", 0) // (8 if mapping["element_type"] == "bit" else 1)
@@ -403,7 +403,8 @@ class ElasticsearchStandin(Standin):
             refuse(400, "query_shard_exception", "[cosine] does not support vectors with zero magnitude")
         if "rescore_vector" in asked and self.number < (8, 18):
             refuse(400, "parsing_exception", "[knn] unknown field [rescore_vector]")
-        rounds = mapping["index_options"]["type"].startswith(_ROUNDING) and "rescore_vector" not in asked
+        options = mapping.get("index_options") or {"type": "hnsw"}
+        rounds = options["type"].startswith(_ROUNDING) and "rescore_vector" not in {*asked, *options}
         scored = [
             (score(rounded(vector) if rounds else vector, query, mapping), d)
             for d in documents
@@ -517,7 +518,7 @@ class ElasticsearchStandin(Standin):
             except RefusedError:
                 if action == "delete":
                     raise
-                index = self._make(target or "", {}, {})
+                index = self.make(target or "", {}, {})
             routing = meta.get("routing")
             shard = index.shard_of(routing or record_id)
             if action == "delete":

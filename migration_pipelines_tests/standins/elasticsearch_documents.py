@@ -17,6 +17,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+_OPTIONS_FROM = {
+    "int8_hnsw": (8, 12),
+    "int8_flat": (8, 13),
+    "flat": (8, 13),
+    "int4_hnsw": (8, 15),
+    "int4_flat": (8, 15),
+    "bbq_hnsw": (8, 16),
+    "bbq_flat": (8, 16),
+    "bbq_disk": (9, 2),
+}
 VECTOR_TYPES = ("dense_vector", "sparse_vector", "rank_vectors")
 _DATE = re.compile(
     r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d([.,]\d{1,9})?)?)?(Z|[+-]\d\d:?\d\d)?)?)?)|\d{4}/\d\d/\d\d"
@@ -68,12 +78,14 @@ class Mapper:
 
     root: dict[str, Any]
     most_fields: int = 1000
+    version: tuple[int, ...] = (9, 2)
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, mappings: Mapping[str, Any], most_fields: int) -> Mapper:
-        found = cls({key: value for key, value in mappings.items() if key != "properties"}, most_fields)
+    def of(cls, mappings: Mapping[str, Any], most_fields: int, version: tuple[int, ...]) -> Mapper:
+        root = {key: value for key, value in mappings.items() if key != "properties"}
+        found = cls(root, most_fields, version)
         found._add(mappings.get("properties") or {}, "")
         found.check_limit()
         return found
@@ -91,7 +103,7 @@ class Mapper:
             if "." in name and not literal:
                 for end in (match.start() for match in re.finditer(r"\.", path)):
                     self.objects.setdefault(path[:end], {})
-            self.fields[path] = _checked(path, dict(mapping))
+            self.fields[path] = _checked(path, dict(mapping), self.version)
 
     def check_limit(self) -> None:
         count = len(self.fields) + len(self.objects)
@@ -230,7 +242,7 @@ class Mapper:
             return
         is_vector = isinstance(value, list) and 128 <= len(value) <= 4096
         if is_vector and all(isinstance(item, float) for item in value):
-            self.fields[path] = _checked(path, {"type": "dense_vector", "dims": len(value)})
+            self.fields[path] = _checked(path, {"type": "dense_vector", "dims": len(value)}, self.version)
         elif isinstance(first, bool):
             self.fields[path] = {"type": "boolean"}
         elif isinstance(first, int):
@@ -282,7 +294,7 @@ class Mapper:
         found.fields.setdefault(path, []).append(value)
 
 
-def _checked(path: str, mapping: dict[str, Any]) -> dict[str, Any]:
+def _checked(path: str, mapping: dict[str, Any], version: tuple[int, ...]) -> dict[str, Any]:
     """A field's mapping with the server's own choices in it."""
     if mapping.get("type") not in ("dense_vector", "rank_vectors"):
         return mapping
@@ -299,15 +311,43 @@ def _checked(path: str, mapping: dict[str, Any]) -> dict[str, Any]:
         )
     if mapping["type"] == "rank_vectors":
         return mapping
-    if mapping.setdefault("index", True):
+    if version >= (8, 11):
+        mapping.setdefault("index", True)
+    if mapping.get("index"):
         default = "l2_norm" if kind == "bit" else "cosine"
         if mapping.setdefault("similarity", default) != "l2_norm" and kind == "bit":
             raise RefusedError(400, "mapper_parsing_exception", "[bit] only supports [l2_norm]")
-        usual = "hnsw" if kind in ("bit", "byte") else "bbq_hnsw" if (dims or 0) >= 384 else "int8_hnsw"
-        mapping.setdefault("index_options", {"type": usual, "m": 16, "ef_construction": 100})
+        _check_options(path, mapping.get("index_options") or {}, version)
+        if kind == "float" and dims is not None and version >= (8, 14):
+            mapping.setdefault("index_options", _usual_options(dims, version))
     elif "similarity" in mapping or "index_options" in mapping:
         raise RefusedError(400, "mapper_parsing_exception", f"[{path}] only [index] true takes [similarity]")
     return mapping
+
+
+def _usual_options(dims: int, version: tuple[int, ...]) -> dict[str, Any]:
+    if dims < 384 or version < (9, 1):
+        return {"type": "int8_hnsw", "m": 16, "ef_construction": 100}
+    return {"type": "bbq_hnsw", "m": 16, "ef_construction": 100, "rescore_vector": {"oversample": 3.0}}
+
+
+def _check_options(path: str, options: Mapping[str, Any], version: tuple[int, ...]) -> None:
+    kind = options.get("type", "hnsw")
+    if version < _OPTIONS_FROM.get(kind, (0,)):
+        raise RefusedError(400, "mapper_parsing_exception", f"Unknown vector index options type [{kind}]")
+    if version < (8, 18) and "rescore_vector" in options:
+        raise RefusedError(
+            400,
+            "mapper_parsing_exception",
+            f"Mapping definition for [{path}] has unsupported parameters: [rescore_vector]",
+        )
+    if (
+        version < (8, 12)
+        and kind == "hnsw"
+        and options
+        and len(options.keys() & {"m", "ef_construction"}) < 2
+    ):
+        raise RefusedError(400, "mapper_parsing_exception", f"[{path}] requires [m] and [ef_construction]")
 
 
 # ── vectors ──────────────────────────────────────────────────────────────────────────────────────────

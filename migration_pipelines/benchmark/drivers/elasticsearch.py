@@ -1,4 +1,7 @@
-"""elasticsearch's client with its orjson serializer: pages of a point in time, and bulk requests of 500."""
+"""elasticsearch's client with its orjson serializer: pages of a point in time, and bulk requests of 500.
+
+Its methods of version 9 ask servers of version 8 for what those refuse: requests are given to it as they are.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import orjson
 
 from migration_pipelines.benchmark.data import Page
+from migration_pipelines.stores.elasticsearch.index import MEDIA
 
 _PAGE, _BULK = 1_000, 500
 
@@ -18,12 +22,12 @@ def bare_read(store: Any, collection: str) -> int:
     """Read every record in pages of a point in time."""
     read = 0
     with _client(store) as client:
-        view = client.open_point_in_time(index=collection, keep_alive="5m")["id"]
+        view = _ask(client, f"/{collection}/_pit?keep_alive=5m")["id"]
         after = None
         while True:
-            hits = client.search(
-                pit={"id": view}, size=_PAGE, sort=[{"_shard_doc": "asc"}], search_after=after
-            )["hits"]["hits"]
+            page = {"pit": {"id": view}, "size": _PAGE, "sort": [{"_shard_doc": "asc"}]}
+            page |= {} if after is None else {"search_after": after}
+            hits = _ask(client, "/_search", page)["hits"]["hits"]
             if not hits:
                 return read
             np.array([hit["_source"]["vector"] for hit in hits], np.float32)
@@ -43,8 +47,13 @@ def bare_write(store: Any, collection: str, pages: Iterable[Page]) -> int:
                     operations.append(orjson.dumps({"index": {"_id": key}}))
                     source = {"vector": vector, "document": text, "metadata": fields}
                     operations.append(orjson.dumps(source, option=numbers))
-                written += len(client.bulk(index=collection, operations=operations)["items"])
+                written += len(_ask(client, f"/{collection}/_bulk", operations, "x-ndjson")["items"])
     return written
+
+
+def _ask(client: Any, path: str, body: Any = None, form: str = "json") -> Any:
+    headers = {"accept": MEDIA.format("json"), "content-type": MEDIA.format(form)}
+    return client.perform_request("POST", path, headers=headers, body=body)
 
 
 @contextmanager

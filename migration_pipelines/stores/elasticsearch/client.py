@@ -32,7 +32,7 @@ _ERRORS: tuple[tuple[str, type[MigrationError], str], ...] = (
     (
         r"\bUnsupportedProductError\b",
         ConfigurationError,
-        "it isn't Elasticsearch; another product speaks there",
+        "another product answers there, such as OpenSearch, or a proxy takes X-Elastic-Product away",
     ),
     (r"\bTlsError\b|\bSSLError\b", ConfigurationError, "check ?https= and ?ca_certs="),
     (

@@ -18,8 +18,8 @@ from migration_pipelines.stores.elasticsearch.client import classify_item, reaso
 PAGE = 10_000  # index.max_result_window, as it is by default
 _KEEP_ALIVE = "30m"  # between two pages of ids a whole partition may be read
 # Servers of version 8 refuse what a client of version 9 asks by itself; both speak version 8's API.
-_MEDIA = "application/vnd.elasticsearch+{}; compatible-with=8"
-_JSON = {"accept": _MEDIA.format("json")}
+MEDIA = "application/vnd.elasticsearch+{}; compatible-with=8"
+_JSON = {"accept": MEDIA.format("json")}
 # The whole of these is written and read at once; the server's own limit is 100 MB (http.max_content_length).
 BULK_BYTES = 4_000_000
 _TOO_LARGE = 413
@@ -65,7 +65,8 @@ class Index:
             They are not as many as were counted.
         """
         opened = self.ask("POST", "/_pit", keep_alive=_KEEP_ALIVE)
-        self.check_whole(opened)
+        if "_shards" in opened:  # from 8.16 on
+            self.check_whole(opened)
         view, expected, total, after = opened["id"], -1, 0, None
         try:
             while True:
@@ -207,7 +208,7 @@ class Index:
 
     def _send(self, body: bytes) -> Any:
         self._pace(len(body))
-        headers = {**_JSON, "content-type": _MEDIA.format("x-ndjson")}
+        headers = {**_JSON, "content-type": MEDIA.format("x-ndjson")}
         path = f"{self._path}/_bulk?pipeline=_none"
         return self._client.perform_request("POST", path, headers=headers, body=body).body
 
@@ -233,5 +234,5 @@ def request(
     if query:
         texts = {key: str(v).lower() if isinstance(v, bool) else v for key, v in query.items()}
         path += f"?{urlencode(texts, safe='*,')}"
-    headers = {**_JSON, "content-type": _MEDIA.format("json")} if data is not None else _JSON
+    headers = {**_JSON, "content-type": MEDIA.format("json")} if data is not None else _JSON
     return client.perform_request(method, path, headers=headers, body=data).body

@@ -55,6 +55,20 @@ _SIMILARITIES = {
     Metric.EUCLIDEAN: "l2_norm",
     Metric.HAMMING: "l2_norm",
 }
+# From which version a server knows a way to index vectors, and to look at the true ones after a search (the
+# manual's pages "dense_vector" and "knn query"; tried on 8.11.4, 8.17.0 and 9.2.0).
+_OPTIONS_FROM = {
+    "int8_hnsw": (8, 12),
+    "int8_flat": (8, 13),
+    "flat": (8, 13),
+    "int4_hnsw": (8, 15),
+    "int4_flat": (8, 15),
+    "bbq_hnsw": (8, 16),
+    "bbq_flat": (8, 16),
+    "bbq_disk": (9, 2),
+}
+RESCORES_FROM = (8, 18)
+_HIDES_VECTORS_FROM = (9, 2)
 # Lucene's own bounds (Lucene99HnswVectorsFormat).
 _MOST = {"m": 512, "ef_construction": 3200}
 # Settings that travel to another index; a pipeline would change records, a synthetic source reorder them.
@@ -200,7 +214,7 @@ def _field(name: str, mapping: Mapping[str, Any]) -> VectorField:
         dimensions = mapping.get("dims") if kind is VectorKind.MULTI else None
         return VectorField(name=name, kind=kind, dtype=dtype, dimensions=dimensions, metric=Metric.DOT)
     metric: Metric | None = None
-    if mapping.get("index", True):
+    if mapping.get("index", False):  # said from 8.11 on; until then it was False where nothing was said
         metric = Metric.HAMMING if dtype is DType.BIT else _METRICS[mapping.get("similarity", "cosine")]
     return VectorField(
         name=name, dtype=dtype, dimensions=mapping.get("dims"), metric=metric, index=_index(mapping)
@@ -262,14 +276,14 @@ def _type_for(kinds: set[ValueKind]) -> str | None:
 
 
 def creation_body(
-    schema: CollectionSchema, *, where: str, vector_field: str, keeps_vectors: bool
+    schema: CollectionSchema, *, where: str, vector_field: str, version: tuple[int, ...]
 ) -> dict[str, Any]:
     """Return the body that creates an index for a schema.
 
     Parameters
     ----------
-    keeps_vectors
-        Whether the server must be told to leave vectors in `_source`, as from version 9.2.
+    version
+        The server's. From 9.2 on it must be told to leave vectors in `_source`.
 
     Raises
     ------
@@ -278,7 +292,7 @@ def creation_body(
     """
     options = schema.options.get(KIND) or {}
     settings = dict(options.get("settings") or {})
-    if keeps_vectors:
+    if version >= _HIDES_VECTORS_FROM:
         settings[f"mapping.{HIDES}"] = False
     layout = options.get("layout") or {DOCUMENT: DOCUMENT, METADATA: METADATA, "made": True}
     paths = {field.name: field.name or vector_field for field in schema.vectors}
@@ -287,7 +301,8 @@ def creation_body(
         copy.deepcopy(dict(options["mappings"])) if "mappings" in options else _mappings(schema, options)
     )
     for field in schema.vectors:
-        _place(mappings.setdefault("properties", {}), paths[field.name], vector_mapping(field, where=where))
+        mapping = vector_mapping(field, where=where, version=version)
+        _place(mappings.setdefault("properties", {}), paths[field.name], mapping)
     ours = {DOCUMENT: layout[DOCUMENT], METADATA: layout[METADATA], "vectors": paths}
     mappings["_meta"] = {**schema.properties, **({_OURS: ours} if layout["made"] else {})}
     return {"settings": {"index": settings}, "mappings": mappings}
@@ -321,7 +336,7 @@ def _place(properties: dict[str, Any], path: str, mapping: dict[str, Any]) -> No
         _place(properties[head]["properties"], rest, mapping)
 
 
-def vector_mapping(field: VectorField, *, where: str) -> dict[str, Any]:
+def vector_mapping(field: VectorField, *, where: str, version: tuple[int, ...]) -> dict[str, Any]:
     """Return the mapping of a vector field.
 
     Raises
@@ -353,15 +368,24 @@ def vector_mapping(field: VectorField, *, where: str) -> dict[str, Any]:
     similarity = _SIMILARITIES[field.metric]
     if _METRICS.get(raw.get("similarity", "")) is field.metric:
         similarity = raw["similarity"]
-    return found | {"index": True, "similarity": similarity} | _index_options(field)
+    return found | {"index": True, "similarity": similarity} | _index_options(field, version)
 
 
-def _index_options(field: VectorField) -> dict[str, Any]:
-    """Return what says how to build the search index; nothing where the server's own default is meant."""
+def _index_options(field: VectorField, version: tuple[int, ...]) -> dict[str, Any]:
+    """Return what says how to build the search index; nothing where the server's own default is meant.
+
+    What the server is too old to know is left to it.
+    """
     raw = field.index.get(KIND) or {}
     if "index_options" in raw:
-        return {"index_options": raw["index_options"]}
+        found = dict(raw["index_options"])
+        if version < _OPTIONS_FROM.get(found.get("type", "hnsw"), (0,)):
+            return {}
+        if version < RESCORES_FROM:
+            found.pop("rescore_vector", None)
+        return {"index_options": found}
     if field.index.get("type") != "hnsw":
         return {}
-    found = {key: min(int(field.index[key]), most) for key, most in _MOST.items() if key in field.index}
-    return {"index_options": {"type": "hnsw", **found}}
+    asked = {key: min(int(field.index[key]), most) for key, most in _MOST.items() if key in field.index}
+    # Both, be they the defaults: until 8.11 neither goes without the other.
+    return {"index_options": {"type": "hnsw", "m": 16, "ef_construction": 100, **asked}}

@@ -17,10 +17,10 @@ What `fingerprint` misses: nothing, since every write of a shard has a number.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Self
 from urllib.parse import quote
@@ -30,6 +30,7 @@ import pyarrow as pa
 from pydantic import PositiveFloat, PrivateAttr, SecretStr
 
 from migration_pipelines import batch as batches
+from migration_pipelines.ahead import answers
 from migration_pipelines.credentials import secret as find_secret
 from migration_pipelines.envelope import matching
 from migration_pipelines.errors import (
@@ -64,6 +65,7 @@ from migration_pipelines.stores.elasticsearch.schema import (
     KIND,
     MAX_DIMENSIONS,
     METADATA,
+    RESCORES_FROM,
     Layout,
     creation_body,
     field_types,
@@ -73,8 +75,8 @@ from migration_pipelines.stores.elasticsearch.schema import (
 _PORT = 9200
 _PAGE_BYTES = 8_000_000  # of one answer, about
 _PAGE_RECORDS = 1000
-_HIDES_VECTORS_FROM = (9, 2)
-_RESCORES_FROM = (8, 18)
+# The server looks up one page's records, of scattered places, while another page is parsed here.
+_PAGES_AHEAD = 2
 # What would name several indices, another host's, or a part of the API, in the path of a request.
 _NO_NAME = re.compile(r"[_\-+.]*$|[_\-+]|.*[*?,<>|\"\\/# :]", re.DOTALL)
 _OPTIONS = {
@@ -279,8 +281,9 @@ class ElasticsearchStore(Store):
             layout = self._layout(collection)
             texts = ids.column(batches.ID).to_pylist()
             size = min(batch_records, _page_records(layout.schema, vectors=vectors))
-            for start in range(0, len(texts), size):
-                found = self._read(collection, layout, texts[start : start + size], vectors=vectors)
+            pages = (texts[start : start + size] for start in range(0, len(texts), size))
+            read = partial(self._read, collection, layout, vectors=vectors)
+            for found in answers(read, pages, ahead=_PAGES_AHEAD):
                 if found.num_rows:
                     yield found
 
@@ -325,8 +328,8 @@ class ElasticsearchStore(Store):
         if _NO_NAME.match(schema.name):
             raise ConfigurationError(f"{where}: an index can't have this name; choose another")
         with self.translating(schema.name):
-            keeps = self._server_version() >= _HIDES_VECTORS_FROM
-            body = creation_body(schema, where=where, vector_field=self.vector_field, keeps_vectors=keeps)
+            version = self._server_version()
+            body = creation_body(schema, where=where, vector_field=self.vector_field, version=version)
             self._acknowledged(self._index(schema.name).ask("PUT", "", body), schema.name)
 
     def drop(self, collection: str) -> None:
@@ -379,7 +382,7 @@ class ElasticsearchStore(Store):
                 "k": limit,
                 "num_candidates": min(10_000, max(100, limit * 10)),
             }
-            if self._server_version() >= _RESCORES_FROM:
+            if self._server_version() >= RESCORES_FROM:
                 # What the rounded vectors of the index find, as for every search; at true distances.
                 asked["rescore_vector"] = {"oversample": 1.0}
             body = {"knn": asked, "size": limit, "_source": False}
@@ -487,8 +490,12 @@ class ElasticsearchStore(Store):
 
     def _not_found(self, collection: str) -> CollectionNotFoundError:
         advice = "check the name"
-        with contextlib.suppress(MigrationError):
+        try:
             advice = f"there are: {', '.join(self.list_collections()) or 'none'}"
+        except ConfigurationError:
+            raise  # it isn't Elasticsearch that answers
+        except MigrationError:
+            pass
         return CollectionNotFoundError(
             f"{self.address(collection)} isn't there; {advice}", store=self.kind, collection=collection
         )

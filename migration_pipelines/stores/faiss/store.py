@@ -9,8 +9,8 @@ files are read and never changed. `?sidecar=` names the file of the records, or 
 Which index a collection gets, and how the vectors of cosine similarity are kept, is told in `build.py`;
 `?index=flat`, `hnsw` or `ivf` chooses. A flat index is written as its records come. Graphs and inverted lists
 are built by FAISS in memory: to write such a collection, or to change one that is finished, takes 4 bytes a
-number of all vectors, and more. A merge changes it once, at the end. Of all three reading holds a batch at a time. The other kinds are loaded
-whole. They hold codes in place of vectors: they are read decoded, and
+number of all vectors, and more. A merge changes it once, at the end. Of all three reading holds a batch at a
+time. The other kinds are loaded whole. They hold codes in place of vectors: they are read decoded, and
 `describe().options["approximate_vectors"]` says so.
 """
 
