@@ -104,6 +104,26 @@ class Index:
         except Exception:  # noqa: BLE001 - whatever the driver raises: what was read stands
             return
 
+    def search(self, ids: Sequence[str], **query: Any) -> list[Row]:
+        """Return the same as `get` where nothing is written meanwhile; faster, for a search reads in one go.
+
+        What the search doesn't see, it may only not see yet.
+        """
+        body = {
+            "query": {"bool": {"filter": [{"ids": {"values": ids}}]}},
+            "size": len(ids),
+            "sort": ["_doc"],
+            "track_total_hits": False,
+        }
+        found = self.ask("POST", "/_search", body, **query)
+        self.check_whole(found)
+        rows = {hit["_id"]: hit.get("_source") for hit in found["hits"]["hits"]}
+        if len(rows) < len(found["hits"]["hits"]):
+            raise self._shared_id()
+        unseen = [record_id for record_id in ids if rows.get(record_id) is None]
+        rows |= dict(self.get(unseen, **query)) if unseen else {}
+        return [(record_id, rows[record_id]) for record_id in ids if record_id in rows]
+
     def get(self, ids: Sequence[str], **query: Any) -> list[Row]:
         """Return id and `_source` of the records that are there, as they are now.
 
@@ -139,11 +159,14 @@ class Index:
         found = self.ask("POST", "/_search", body)
         self.check_whole(found)
         if found["hits"]["total"]["value"] > len(found["hits"]["hits"]):
-            raise StoreRefusedError(
-                f"{self._where}: several records share an id, each with its own routing; make them distinct"
-            )
+            raise self._shared_id()
         hits = (hit for hit in found["hits"]["hits"] if "_routing" in hit)
         return [{"_id": hit["_id"], "routing": hit["_routing"]} for hit in hits]
+
+    def _shared_id(self) -> StoreRefusedError:
+        return StoreRefusedError(
+            f"{self._where}: several records share an id, each with its own routing; make them distinct"
+        )
 
     def check_whole(self, found: Mapping[str, Any]) -> None:
         """Raise where an answer comes from some of the shards only."""

@@ -278,11 +278,11 @@ class ElasticsearchStore(Store):
                 f"{self.address(collection)}: the list of ids of {span} is missing; plan it afresh"
             )
         with self.translating(collection):
-            layout = self._layout(collection)
+            layout = self._refresh(collection)
             texts = ids.column(batches.ID).to_pylist()
             size = min(batch_records, _page_records(layout.schema, vectors=vectors))
             pages = (texts[start : start + size] for start in range(0, len(texts), size))
-            read = partial(self._read, collection, layout, vectors=vectors)
+            read = partial(self._read, collection, layout, vectors=vectors, scans=True)
             for found in answers(read, pages, ahead=_PAGES_AHEAD):
                 if found.num_rows:
                     yield found
@@ -570,7 +570,9 @@ class ElasticsearchStore(Store):
             raise TransientError(f"{self.address(collection)}: a shard wasn't refreshed: try again")
         return layout
 
-    def _read(self, collection: str, layout: Layout, texts: list[str], *, vectors: bool) -> pa.RecordBatch:
+    def _read(
+        self, collection: str, layout: Layout, texts: list[str], *, vectors: bool, scans: bool = False
+    ) -> pa.RecordBatch:
         query: dict[str, Any] = {}
         paths = list(layout.vectors.values())
         if not vectors and paths and not re.search(r"[*,]", "".join(paths)):
@@ -578,7 +580,8 @@ class ElasticsearchStore(Store):
         if layout.hides_vectors:
             query["_source_exclude_vectors"] = False
         where = self.address(collection)
-        rows = self._index(collection).get(texts, **query)
+        index = self._index(collection)
+        rows = index.search(texts, **query) if scans else index.get(texts, **query)
         if vectors:
             self._check_vectors(collection, layout, rows)
         return reading.to_batch(rows, layout, vectors=vectors, where=where)
