@@ -89,7 +89,7 @@ _OPTIONS = {
 
 
 class ElasticsearchStore(Store):
-    """A cluster of Elasticsearch, 8.3 or later.
+    """A cluster of Elasticsearch, 8.11 or later.
 
     A read needs the index privileges `read`, `view_index_metadata`, `monitor` and `maintenance` (to refresh);
     a write `manage` and `write`.
