@@ -145,31 +145,30 @@ def test_an_older_server_is_asked_nothing_that_it_does_not_know(version: str) ->
 def test_settings_that_a_server_is_too_old_to_know_are_left_to_it(
     version: str, asked: dict[str, Any], made: str | None
 ) -> None:
-    standin = ElasticsearchStandin(version)
-    (field,) = SCHEMA.vectors
-    asking = field.model_copy(update={"index": {"elasticsearch": {"index_options": asked}}})
-    with standin.serving():
-        store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
-        store.create(SCHEMA.model_copy(update={"vectors": (asking,)}))
-        store.close()
-    options = standin.indices["docs"].mapper.fields["vector"].get("index_options", {})
+    options = options_made(version, {"elasticsearch": {"index_options": asked}})
     assert options.get("type") == made
     assert ("rescore_vector" in options) is (version == "9.2.0")
 
 
 def test_a_graph_is_asked_for_by_both_its_numbers() -> None:
-    standin = ElasticsearchStandin("8.11.4")
-    (field,) = SCHEMA.vectors
-    with standin.serving():
-        store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
-        asking = field.model_copy(update={"index": {"type": "hnsw", "m": 8}})
-        store.create(SCHEMA.model_copy(update={"vectors": (asking,)}))
-        store.close()
-    options = standin.indices["docs"].mapper.fields["vector"]["index_options"]
+    options = options_made("8.11.4", {"type": "hnsw", "m": 8})
     assert options == {"type": "hnsw", "m": 8, "ef_construction": 100}
 
 
-def test_vectors_that_an_old_server_does_not_index_have_no_metric(tmp_path: Path) -> None:
+def options_made(version: str, index: dict[str, Any]) -> dict[str, Any]:
+    """What a server of a version has of the index that a schema asks for."""
+    standin = ElasticsearchStandin(version)
+    (field,) = SCHEMA.vectors
+    asking = field.model_copy(update={"index": index})
+    with standin.serving():
+        store = ElasticsearchStore(host="127.0.0.1", port=standin.port)
+        store.create(SCHEMA.model_copy(update={"vectors": (asking,)}))
+        store.close()
+    found: dict[str, Any] = standin.indices["docs"].mapper.fields["vector"].get("index_options", {})
+    return found
+
+
+def test_vectors_that_an_old_server_does_not_index_have_no_metric() -> None:
     standin = ElasticsearchStandin("8.9.2")
     mapping = {"properties": {"vector": {"type": "dense_vector", "dims": 3}}}
     with standin.serving():

@@ -228,6 +228,14 @@ def test_an_empty_part_changes_nothing(store: FaissStore) -> None:
     assert len(files(store)) == 3
 
 
+def test_finishing_again_removes_what_a_killed_writer_left(store: FaissStore) -> None:
+    load(store, plain_schema("docs"), records := plain_records(5))
+    (store.path / "docs" / ".index~2.faiss.tmp").touch()
+    store.finish_load("docs")
+    assert len(files(store)) == 3
+    assert_same(read_all(store, "docs"), records, store)
+
+
 def test_what_is_staged_is_put_in_before_anything_else_changes_the_collection(store: FaissStore) -> None:
     records, newer = plain_records(20), plain_records(10, start=15, seed=3)
     load(store, plain_schema("docs"), records)

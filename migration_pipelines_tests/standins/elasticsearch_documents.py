@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+# From the manual, as the connector's own table is, but not the same one: what that has wrong, this refuses.
 _OPTIONS_FROM = {
     "int8_hnsw": (8, 12),
     "int8_flat": (8, 13),

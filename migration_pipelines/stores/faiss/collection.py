@@ -149,7 +149,7 @@ class CollectionFolder:
 
     def create(self, schema: CollectionSchema) -> None:
         """Begin a collection: it is loading, and holds nothing. Under `changing`."""
-        self._remove_strays(None)
+        self.remove_strays(None)
         self.hidden.mkdir(exist_ok=True)
         _sync(self.path)
         _write_text(self.hidden / MANIFEST, Manifest(schema=schema).text())
@@ -157,7 +157,7 @@ class CollectionFolder:
     def drop(self) -> None:
         """Remove the collection, and of the folder nothing that isn't of it. Under `changing`."""
         (self.path / MANIFEST).unlink(missing_ok=True)
-        self._remove_strays(None)
+        self.remove_strays(None)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -195,19 +195,15 @@ class CollectionFolder:
         part.remove()
 
     def finish(self, manifest: Manifest, *, override: str | None) -> None:
-        """Publish what was loaded; nothing where that is done. Under `changing`."""
-        if manifest.index is None:
-            parts, schema = self.parts(), manifest.description
-            keep = last_of_each_id(ParquetTable(part.records) for part in parts)
-            shape = shape_of(parts, keep)
-            if len(parts) == 1 and keep.all() and build.is_plain(schema.vectors[0], shape, override):
-                made = _described(manifest, {"type": "flat"}, shape.count, shape.count)
-                self._publish(manifest, partial(_link, parts[0], made))
-            else:
-                self._write(manifest, partial(latest, parts, keep, schema), shape, override)
-        published = self._manifest(self.path)
-        assert published is not None
-        self._remove_strays(published)
+        """Publish what a first load brought. Under `changing`."""
+        parts, schema = self.parts(), manifest.description
+        keep = last_of_each_id(ParquetTable(part.records) for part in parts)
+        shape = shape_of(parts, keep)
+        if len(parts) == 1 and keep.all() and build.is_plain(schema.vectors[0], shape, override):
+            made = _described(manifest, {"type": "flat"}, shape.count, shape.count)
+            self._publish(manifest, partial(_link, parts[0], made))
+        else:
+            self._write(manifest, partial(latest, parts, keep, schema), shape, override)
 
     def publish(self, manifest: Manifest, records: Batches, *, override: str | None) -> None:
         """Write index and records anew, and make them the collection in one step. Under `changing`.
@@ -245,18 +241,18 @@ class CollectionFolder:
         published = made.model_copy(update={"index": infos[0], "records": infos[1]})
         _sync(self.path)
         _write_text(self.path / MANIFEST, published.text())
-        self._remove_strays(published)
+        self.remove_strays(published)
 
-    def _remove_strays(self, kept: Manifest | None) -> None:
+    def remove_strays(self, kept: Manifest | None) -> None:
         """Remove what writers left that were killed, and what a newer generation replaced."""
         names = {info.name for info in (kept.index, kept.records) if info} if kept else set()
         for pattern in (f".*{_TEMPORARY}", "index*.faiss", f"records*{_RECORDS}"):
             for path in self.path.glob(pattern):
                 if path.name not in names:
                     path.unlink()
-        self.clear(everything=kept is None)
+        self._clear(everything=kept is None)
 
-    def clear(self, *, everything: bool = False) -> None:
+    def _clear(self, *, everything: bool) -> None:
         """Remove what is staged, and what killed writers left; what is being written now only where asked.
 
         Under `changing`.

@@ -387,7 +387,7 @@ class FaissStore(Store):
         if any(ParquetTable(part.records).count for part in parts):
             folder.publish(manifest, merged(folder, manifest, parts), override=self.index)
         else:
-            folder.clear()
+            folder.remove_strays(manifest)
         return folder.manifest() or manifest
 
     # ── search ───────────────────────────────────────────────────────────────────────────────────────

@@ -256,8 +256,7 @@ class PgVectorStore(Store):
                 f"WHERE {' AND '.join(conditions)}" if conditions else "", vectors=vectors
             )
             with copy(connection, statement, values) as stream:
-                chunks = received(stream)
-                for group in wire.row_groups(chunks, max_records=batch_records):
+                for group in wire.row_groups(received(stream), max_records=batch_records):
                     yield rows.unpack(group, vectors=vectors)
 
     def fetch(self, collection: str, ids: pa.RecordBatch, *, vectors: bool = True) -> pa.RecordBatch:
