@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Final, TypeVar
 
 _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
+_END: Final = object()
 
 
 def answers(
@@ -31,3 +32,25 @@ def answers(
         finally:
             for answer in waiting:
                 answer.cancel()
+
+
+def in_turns(sources: Sequence[Iterator[_Answer]]) -> Iterator[_Answer]:
+    """Yield an item of each source in turn, while the next one of each is made in a thread.
+
+    What a source raises comes where its item would, and ends them all.
+    """
+    waiting: deque[tuple[Iterator[_Answer], Future[_Answer | object]]] = deque()
+    with ThreadPoolExecutor(len(sources), thread_name_prefix="in-turns") as pool:
+
+        def ask(source: Iterator[_Answer]) -> None:
+            context = copy_context()
+            waiting.append((source, pool.submit(lambda: context.run(next, source, _END))))
+
+        for source in sources:
+            ask(source)
+        while waiting:
+            source, found = waiting.popleft()
+            item = found.result()
+            if item is not _END:
+                ask(source)
+                yield item  # type: ignore[misc]

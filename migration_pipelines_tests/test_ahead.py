@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 
 import pytest
 
-from migration_pipelines.ahead import answers
+from migration_pipelines.ahead import answers, in_turns
 
 WHO = ContextVar("WHO", default="nobody")
 
@@ -50,6 +51,43 @@ def test_an_error_comes_in_its_place_and_ends_the_asking() -> None:
 def test_nothing_is_at_work_after_the_reader_has_left() -> None:
     before = threading.active_count()
     found = answers(lambda number: number, range(100), ahead=4)
+    next(found)
+    found.close()
+    assert threading.active_count() == before
+
+
+def test_sources_of_any_length_are_read_in_turns_by_threads_that_know_the_callers_context() -> None:
+    WHO.set("caller")
+
+    def source(name: str, length: int) -> Iterator[tuple[str, int, str]]:
+        return ((name, number, WHO.get()) for number in range(length))
+
+    found = list(in_turns([source("a", 1), source("b", 3), source("c", 0)]))
+    expected = [("a", 0), ("b", 0), ("b", 1), ("b", 2)]
+    assert found == [(*item, "caller") for item in expected]
+
+
+def test_the_next_item_of_each_source_is_made_while_one_is_looked_at() -> None:
+    both = threading.Barrier(2, timeout=10)
+    sources = [(both.wait() for _ in range(5)) for _ in range(2)]
+    assert len(list(in_turns(sources))) == 10
+
+
+def test_what_a_source_raises_comes_in_its_place_and_ends_them_all() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("two")
+
+    endless = iter(int, 1)
+    found = in_turns([failing(), endless])
+    assert [next(found) for _ in range(2)] == [1, 0]
+    with pytest.raises(ValueError, match="two"):
+        list(found)
+
+
+def test_nothing_is_at_work_after_the_reader_of_several_has_left() -> None:
+    before = threading.active_count()
+    found = in_turns([iter(int, 1), iter(int, 1)])
     next(found)
     found.close()
     assert threading.active_count() == before

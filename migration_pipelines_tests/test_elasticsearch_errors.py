@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_an_answer_without_a_shard_is_not_the_whole(
     standin.failing_shards = 2
     with pytest.raises(errors.TransientError, match="shard"):
         ask(store)
+
+
+def test_a_slice_that_is_short_is_told(
+    standin: ElasticsearchStandin, store: ElasticsearchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = standin._hits
+
+    def short(body: Any, *rest: Any) -> Iterator[Any]:
+        return islice(found(body, *rest), 3 if body.get("slice", {}).get("id") == 1 else None)
+
+    monkeypatch.setattr(standin, "_hits", short)
+    with pytest.raises(errors.TransientError, match="ids arrived where 20 were counted"):
+        spans_of(store, "docs", 10)
 
 
 def test_nothing_at_the_address_is_said_so(standin: ElasticsearchStandin) -> None:

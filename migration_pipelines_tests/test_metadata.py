@@ -6,6 +6,7 @@ import datetime as dt
 import decimal
 import json
 import math
+import re
 import struct
 import uuid
 from collections import Counter
@@ -22,6 +23,7 @@ from migration_pipelines.metadata import (
     count_kinds,
     dump_all,
     dump_metadata,
+    has_long_digits,
     load_all,
     load_metadata,
     value_kind,
@@ -216,3 +218,9 @@ def test_many_texts_are_read_at_once_as_each_alone(metadatas: list[Any]) -> None
 @given(st.lists(VALUES) | st.lists(st.floats()) | st.lists(TEXT) | st.lists(st.integers()))
 def test_kinds_of_many_values_are_those_of_each(values: list[Any]) -> None:
     assert count_kinds(values) == Counter(kind for value in values for kind in set(value_kinds(value)))
+
+
+@given(st.text("07.9,a", max_size=24), st.integers(0, 24), st.text("-1. ,", max_size=9))
+def test_nineteen_digits_in_a_row_are_found_wherever_they_stand(before: str, digits: int, after: str) -> None:
+    text = before + "9" * digits + after
+    assert has_long_digits(text.encode()) == bool(re.search(r"\d{19}", text))

@@ -21,9 +21,7 @@ from migration_pipelines.errors import (
     TransientError,
     UnsupportedOperationError,
 )
-
-_NINETEEN_ZEROS = b"0" * 19
-_DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+from migration_pipelines.metadata import has_long_digits
 
 # The first pattern found in "<class names of the error and its causes> <status> <the server's error types>"
 # says what an error becomes, and what to do. By name, so that asking needs no driver.
@@ -109,7 +107,7 @@ def exact_json(data: bytes) -> Any:
     orjson turns integers above 64 bits into doubles without a word: an answer with long digits anywhere goes
     to a slower parser.
     """
-    if _NINETEEN_ZEROS in data.translate(_DIGITS_TO_ZEROS):
+    if has_long_digits(data):
         return json.loads(data)
     return orjson.loads(data)
 
