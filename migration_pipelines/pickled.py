@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import io
 import pickletools
+import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn
-
-import numpy as np
 
 from migration_pipelines.errors import StoreRefusedError
 from migration_pipelines.pickled_values import ATOMS, MADE_AT_ONCE, MADE_WHEN_WHOLE, NotAValueError
@@ -35,7 +34,7 @@ MAX_DEPTH = 100
 # to write out. What it would be written out may exceed the stream's size by this factor.
 _MAX_GROWTH = 64
 _ALWAYS_ALLOWED_NODES = 1_000_000
-_FLOATS = np.dtype([("code", "u1"), ("value", ">f8")])
+_FLOAT_BYTES = 9  # a code and a double
 _FLOATS_AT_ONCE = 4096
 
 _PUSHED_AS_THEY_ARE = frozenset(
@@ -46,6 +45,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _CONTAINERS: Mapping[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _IGNORED = "FRAME"
 _CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+_FLOAT_CODE = bytes([_CODES["BINFLOAT"]])
 _STOP, _FLOAT, _KEEP, _TEXT = map(_CODES.get, ("STOP", "BINFLOAT", "MEMOIZE", "SHORT_BINUNICODE"))
 
 
@@ -186,14 +186,13 @@ class _Machine:
 
     def _push_floats(self, data: bytes, start: int) -> int:
         """Push the run of floats that begins at `start`; return where it ends."""
-        count = min(_FLOATS_AT_ONCE, (len(data) - start) // _FLOATS.itemsize)
-        if not count:
+        codes = data[start : start + _FLOAT_BYTES * _FLOATS_AT_ONCE : _FLOAT_BYTES]
+        run = len(codes) - len(codes.lstrip(_FLOAT_CODE))
+        length = min(run, (len(data) - start) // _FLOAT_BYTES)
+        if not length:
             raise _RefusalError("it is cut within a number")
-        run = np.frombuffer(data, _FLOATS, count, start)
-        others = np.flatnonzero(run["code"] != _FLOAT)
-        length = int(others[0]) if len(others) else count
-        self._stack.extend(run["value"][:length].tolist())
-        return start + length * _FLOATS.itemsize
+        self._stack.extend(_floats(length).unpack_from(data, start))
+        return start + length * _FLOAT_BYTES
 
     def _result(self, length: int) -> Any:
         if self._marks or len(self._stack) != 1:
@@ -452,6 +451,11 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, (Global, Built)) else f"a {type(value).__name__}"
 
 
+@lru_cache(maxsize=128)
+def _floats(count: int) -> struct.Struct:
+    return struct.Struct(">" + "xd" * count)
+
+
 class _Settler:
     """Bounds what a stream left, and makes its values whole, in place."""
 
@@ -469,6 +473,9 @@ class _Settler:
     def _settle(self, value: Any, depth: int) -> tuple[Any, int]:
         if type(value) in ATOMS or isinstance(value, Global):
             return value, 1
+        flat = _flat_nodes(value)
+        if flat is not None:
+            return value, flat
         key = id(value)
         if key in self._open:
             raise _RefusalError("an object in it holds itself")
@@ -508,10 +515,19 @@ class _Settler:
 
     def _settle_all(self, values: Collection[Any], depth: int) -> tuple[list[Any], int]:
         settled, nodes = list(values), 1 + len(values)
-        if ATOMS.issuperset(map(type, values)):
-            return settled, nodes
         for at, value in enumerate(settled):
             if type(value) not in ATOMS:
                 settled[at], inner = self._settle(value, depth)
                 nodes += inner - 1
         return settled, nodes
+
+
+def _flat_nodes(value: Any) -> int | None:
+    """Return how many nodes a container of atoms has, as most are; None for what may hold more."""
+    kind = type(value)
+    if kind is dict:
+        is_flat = ATOMS.issuperset(map(type, value)) and ATOMS.issuperset(map(type, value.values()))
+        return 2 + 2 * len(value) if is_flat else None
+    if kind in (list, tuple, set, frozenset):
+        return 1 + len(value) if ATOMS.issuperset(map(type, value)) else None
+    return None
