@@ -167,7 +167,7 @@ class ChromaServer(_Chroma):
             store.close()
             client.close()
         finally:
-            server.terminate()
+            server.kill()  # a signal to terminate is ignored where this process ignores it
             server.wait(timeout=30)
 
 

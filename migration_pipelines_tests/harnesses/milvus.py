@@ -252,7 +252,7 @@ def server(folder: Path) -> Iterator[str]:
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        process.kill()  # a signal to terminate is ignored where this process ignores it
         process.wait(timeout=30)
 
 
