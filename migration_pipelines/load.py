@@ -103,7 +103,7 @@ def load(migration: Migration, key: str) -> Loaded:
         Every record of a whole batch was refused.
     """
     with migration.phase("load", key):
-        prepare(migration)
+        migration.retry(partial(prepare, migration), phase="load", partition=key)
         return _load(migration, key)
 
 
@@ -204,6 +204,6 @@ def publish(migration: Migration) -> None:
         return
     started = time.monotonic()
     with migration.phase("publish"):
-        prepare(migration)
+        migration.retry(partial(prepare, migration), phase="publish")
         migration.retry(lambda: migration.target.finish_load(plan.target_collection), phase="publish")
         migration.tell("published", seconds=time.monotonic() - started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -105,7 +106,15 @@ class _Scope:
 
 
 def draft(migration: Migration, *, generation: int = 1, keep: bool = False) -> Plan:
-    """Return the plan that would be frozen, its losses accepted or not; only `keep` writes span files."""
+    """Return the plan that would be frozen, its losses accepted or not; only `keep` writes span files.
+
+    Begun again, as the configuration says, where a store can't answer for a moment.
+    """
+    begin = partial(_draft, migration, generation=generation, keep=keep)
+    return migration.retry(begin, phase="plan")
+
+
+def _draft(migration: Migration, *, generation: int, keep: bool) -> Plan:
     config, source, target = migration.config, migration.source, migration.target
     collection, wanted = migration.source_collection, migration.target_collection
     fingerprint = source.fingerprint(collection)

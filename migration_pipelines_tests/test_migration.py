@@ -26,6 +26,7 @@ from migration_pipelines.errors import (
 )
 from migration_pipelines.migration import Event, Migration, MigrationConfig, ledger_for
 from migration_pipelines.migrator import run_migration
+from migration_pipelines.model import CollectionSchema
 from migration_pipelines.plan import make_plan
 from migration_pipelines.retry import RetryPolicy
 from migration_pipelines.store import open_address
@@ -90,6 +91,19 @@ class FaultyStore(MemoryStore):
 
     def _fault(self, operation: str, batch: pa.RecordBatch | None) -> None:
         FAULTS.get(operation, lambda batch: None)(batch)
+
+    def describe(self, collection: str) -> CollectionSchema:
+        self._fault("describe", None)
+        return super().describe(collection)
+
+    def split(self, collection: str, **how: Any) -> Iterator[Any]:
+        for span in super().split(collection, **how):
+            self._fault("split", None)
+            yield span
+
+    def create(self, schema: CollectionSchema) -> None:
+        self._fault("create", None)
+        super().create(schema)
 
     def upsert(self, collection: str, batch: pa.RecordBatch) -> None:
         self._fault("upsert", batch)
@@ -216,6 +230,32 @@ def test_transient_errors_are_retried_and_nothing_is_lost(prepared, faults, sour
     migration = prepared(source_store=source, target_store=faulty(target), batch_size=100, workers=1)
     assert run_migration(migration).status == "complete"
     assert content(target, "copy") == content(source, "docs")
+
+
+@pytest.mark.parametrize(
+    ("operation", "phase", "failing"),
+    [
+        ("describe", "plan", {1, 2}),
+        ("split", "plan", {3, 4}),  # in the middle of the spans, and at the first when begun again
+        ("create", "load", {1, 2}),
+    ],
+)
+def test_planning_and_making_the_target_ready_are_tried_again(
+    prepared, faults, source, target, operation, phase, failing
+):
+    calls = itertools.count(1)
+
+    def at_first(_: None) -> None:
+        if next(calls) in failing:
+            raise TransientError("busy")
+
+    faults[operation] = at_first
+    events: list[Event] = []
+    stores = {"source_store": faulty(source), "target_store": faulty(target)}
+    report = run_migration(prepared(events.append, **stores))
+    assert (report.status, report.records["read"]) == ("complete", 1_000)
+    assert report.partitions == {"total": 10, "verified": 10, "failed": 0}
+    assert [event.phase for event in events if event.name == "retried"] == [phase, phase]
 
 
 def test_a_refused_record_is_set_aside_and_all_others_arrive(prepared, faults, target):

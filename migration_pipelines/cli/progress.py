@@ -45,6 +45,8 @@ class Meter:
         with self._lock:
             if event.name == "batch-planned":
                 self.planned += event.records
+            elif event.name == "retried" and event.phase == "plan":
+                self.planned = 0  # it is begun again
             elif event.name in _RATES:
                 self._moving(event)
             elif event.name == "verified":
