@@ -473,9 +473,6 @@ class _Settler:
     def _settle(self, value: Any, depth: int) -> tuple[Any, int]:
         if type(value) in ATOMS or isinstance(value, Global):
             return value, 1
-        flat = _flat_nodes(value)
-        if flat is not None:
-            return value, flat
         key = id(value)
         if key in self._open:
             raise _RefusalError("an object in it holds itself")
@@ -494,6 +491,9 @@ class _Settler:
         return known[1], known[2]
 
     def _settle_parts(self, value: Any, depth: int) -> tuple[Any, int]:
+        flat = _flat_nodes(value)
+        if flat is not None:
+            return value, flat
         if isinstance(value, Built):
             parts, nodes = self._settle_all([value.args, value.kwargs, value.state], depth)
             value.args, value.kwargs, value.state = parts

@@ -288,6 +288,29 @@ def test_endless_nesting_is_refused(stream: bytes) -> None:
     assert "deep" in refusal(stream)
 
 
+@pytest.mark.parametrize("innermost", [[], {}, {"a": 1.5}, [1.5]], ids=repr)
+def test_nesting_is_bounded_whatever_lies_innermost(innermost: Any) -> None:
+    deepest = innermost
+    for _ in range(pickled.MAX_DEPTH):
+        deepest = [deepest]
+    assert read(pickle.dumps(deepest)) == deepest
+    assert "deep" in refusal(pickle.dumps([deepest]))
+
+
+def test_a_part_that_is_repeated_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a short stream would take the time of all that it could be written out to."""
+    looked, flat_nodes = [], pickled._flat_nodes
+
+    def counting(value: Any) -> int | None:
+        looked.append(len(value))
+        return flat_nodes(value)
+
+    monkeypatch.setattr(pickled, "_flat_nodes", counting)
+    long = [0.5] * 1_000
+    assert read(pickle.dumps([long] * 1_000)) == [long] * 1_000
+    assert sum(looked) == 2_000
+
+
 def test_a_nested_tuple_is_no_key() -> None:
     """Its hash would be computed on the C stack, which ends the process instead of raising."""
     assert "as a key" in refusal(b"}K\x01" + b"\x85" * 300_000 + b"K\x01s.")
