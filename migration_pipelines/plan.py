@@ -350,13 +350,7 @@ def check_free(migration: Migration, made: Plan) -> None:
     """
     if made.on_existing != "add" or not made.joins:
         return
-    target, found = migration.target, 0
-    examples: list[str] = []
-    for batch in _in_scope(migration, made):
-        ids = ids_in_target(batch, plan=made, target=target)
-        held = target.fetch(made.target_collection, ids, vectors=False)
-        found += held.num_rows
-        examples += held.column(ID).to_pylist()[: _SHOWN - len(examples)]
+    found, examples = migration.retry(partial(_taken, migration, made), phase="plan")
     if found:
         shown = ", ".join(map(repr, examples))
         raise TargetNotEmptyError(
@@ -366,6 +360,18 @@ def check_free(migration: Migration, made: Plan) -> None:
             found=found,
             examples=examples,
         )
+
+
+def _taken(migration: Migration, made: Plan) -> tuple[int, list[str]]:
+    """Return how many ids in scope the target holds, and some of them."""
+    found = 0
+    examples: list[str] = []
+    for batch in _in_scope(migration, made):
+        ids = ids_in_target(batch, plan=made, target=migration.target)
+        held = migration.target.fetch(made.target_collection, ids, vectors=False)
+        found += held.num_rows
+        examples += held.column(ID).to_pylist()[: _SHOWN - len(examples)]
+    return found, examples
 
 
 def _in_scope(migration: Migration, made: Plan) -> Iterator[pa.RecordBatch]:

@@ -258,6 +258,23 @@ def test_planning_and_making_the_target_ready_are_tried_again(
     assert [event.phase for event in events if event.name == "retried"] == [phase, phase]
 
 
+def test_looking_for_ids_that_are_taken_is_tried_again(prepared, faults, target):
+    target.create(plain_schema("copy"))
+    target.upsert("copy", to_batch(plain_records(1, start=5_000), plain_schema("copy")))
+    calls = itertools.count(1)
+
+    def at_first(found: pa.RecordBatch) -> pa.RecordBatch:
+        if next(calls) in (2, 3):
+            raise TransientError("busy")
+        return found
+
+    faults["fetch"] = at_first
+    events: list[Event] = []
+    report = run_migration(prepared(events.append, target_store=faulty(target), on_existing="add"))
+    assert (report.status, report.records["verified"]) == ("complete", 1_000)
+    assert [event.phase for event in events if event.name == "retried"] == ["plan", "plan"]
+
+
 def test_a_refused_record_is_set_aside_and_all_others_arrive(prepared, faults, target):
     def refuse(batch: pa.RecordBatch) -> None:
         if {"doc#00123", "doc#00777"} & set(batch.column("id").to_pylist()):
